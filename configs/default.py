@@ -1,0 +1,62 @@
+"""Every field once, with its meaning. The other configs change what differs; any field can be set by a flag as well.
+
+    python -m jaxseg.main --config=configs/default.py --config.optim.learning_rate=3e-4
+
+As it stands it trains DeepLabV3+ on MobileNetV2 on the generated shapes; see quickstart.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults, locked: a field that is not here is a mistake."""
+    config = ConfigDict()
+
+    config.data = data = ConfigDict()
+    data.name = "shapes"  # shapes, camvid or voc
+    data.version = ""  # of the data set, where it has several: voc has 2007, 2012 and 2012_aug
+    data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
+    data.batch_size = 16  # images a step, over all devices and processes
+    data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
+    data.crop_size = 128  # pixels: a number, or (height, width), after scaling; what is missing is padded with label 255
+    data.scale = (1.0, 1.0)  # lowest and highest random factor
+    data.flip = True  # left and right, one image in two
+    data.jitter = 0.0  # strength of the change of brightness, contrast, saturation and hue; 0: off
+    data.mean = (0.485, 0.456, 0.406)  # RGB of [0, 1], taken away; ImageNet's, which the weights of PyTorch want
+    data.std = (0.229, 0.224, 0.225)  # RGB of [0, 1], divided by
+    data.workers = 0  # processes that read and augment; 0: threads of the main one
+
+    config.model = model = ConfigDict()
+    model.name = "deeplabv3plus"  # the family
+    model.backbone = "mobilenet_v2"  # mobilenet_v2, resnet18, resnet34, resnet50, resnet101
+    model.output_stride = 16  # of the backbone: 8, 16 or 32
+    model.dilate_first_block = True  # SMP's rule of dilation; False: torchvision's
+    model.options = ConfigDict()  # fields of the family, where a config gives any
+    model.weights = ""  # a .safetensors file with the backbone's weights under torchvision's names; '': from scratch
+    model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and logits are float32
+
+    config.loss = loss = ConfigDict()
+    loss.cross_entropy = 1.0  # its weight
+    loss.label_smoothing = 0.0  # share of the target spread over all classes
+    loss.class_weights = ""  # '' for ones, or median_frequency, where the data set publishes them
+
+    config.optim = optim = ConfigDict()
+    optim.name = "adam"  # adam, adamw or sgd
+    optim.learning_rate = 1e-3
+    optim.backbone_lr_scale = 1.0  # the backbone's rate is this share of it
+    optim.schedule = "poly"  # constant, poly or cosine, by step
+    optim.poly_power = 0.9
+    optim.warmup_steps = 0  # a line from 0 before the schedule
+    optim.weight_decay = 0.0  # of kernels; norms and biases are left alone
+    optim.momentum = 0.9  # sgd's
+    optim.clip_norm = 0.0  # the gradient's largest norm; 0: any
+
+    config.train = train = ConfigDict()
+    train.num_steps = 0  # how long; one of the two
+    train.num_epochs = 0.0
+    train.eval_every = 0  # steps between evaluations; 0: after the last alone
+    train.checkpoint_every = 200  # steps between checkpoints; each best score is saved besides
+    train.log_every = 10  # steps between rows of metrics and checks of the loss
+    train.seed = 0  # of weights, order, augmentation and dropout
+
+    return config.lock()

@@ -1,0 +1,163 @@
+"""A config from what the user wrote to what the run does: names and numbers checked, epochs turned to steps, compared."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxseg.data import DATASETS
+from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
+from jaxseg.models import DTYPES, FAMILIES
+from jaxseg.models.backbones import BACKBONES
+from jaxseg.optim import OPTIMIZERS, SCHEDULES
+
+FILE = "config.json"
+
+# What may differ when a run goes on: how long, how often it tells, and what no result depends on.
+MAY_DIFFER = (
+    "train.num_steps",
+    "train.num_epochs",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "data.eval_batch_size",
+    "data.workers",
+)
+
+NAMES = {
+    "data.name": (DATASETS, "data set"),
+    "model.name": (FAMILIES, "model"),
+    "model.backbone": (BACKBONES, "backbone"),
+    "model.dtype": (DTYPES, "dtype"),
+    "optim.name": (OPTIMIZERS, "optimizer"),
+    "optim.schedule": (SCHEDULES, "schedule"),
+    "loss.class_weights": ({"": None, "median_frequency": None}, "kind of class weights"),
+}
+
+# Field: lowest value, and whether that value itself is allowed.
+RANGES = {
+    "data.batch_size": (1, True),
+    "data.eval_batch_size": (1, True),
+    "data.jitter": (0, True),
+    "data.workers": (0, True),
+    "loss.cross_entropy": (0, False),
+    "loss.label_smoothing": (0, True),
+    "optim.learning_rate": (0, False),
+    "optim.backbone_lr_scale": (0, True),
+    "optim.poly_power": (0, True),
+    "optim.warmup_steps": (0, True),
+    "optim.weight_decay": (0, True),
+    "optim.momentum": (0, True),
+    "optim.clip_norm": (0, True),
+    "train.num_steps": (0, True),
+    "train.num_epochs": (0, True),
+    "train.eval_every": (0, True),
+    "train.checkpoint_every": (1, True),
+    "train.log_every": (1, True),
+    "train.seed": (0, True),
+}
+
+
+def backbone_and_data(argument: str, default: tuple[str, str]) -> tuple[str, str]:
+    """A config's argument `BACKBONE,DATA` as its two names; either may be left out, and takes the default's place.
+
+    Raises:
+      UserError: a word is neither; with the nearest names.
+    """
+    backbone, data = default
+    for word in filter(None, argument.split(",")):
+        if word in DATASETS:
+            data = word
+        else:
+            lookup({**BACKBONES, **DATASETS}, word, "backbone or data set")
+            backbone = word
+    return backbone, data
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{'data.name': 'voc', ...}`; tuples as lists, as JSON has them."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses what can be seen to be wrong before any data is read.
+
+    Raises:
+      UserError: names the field, the value and what is due.
+    """
+    flat = flatten(config)
+    for field, (table, what) in NAMES.items():
+        lookup(table, flat[field], f"{what} ({field})")
+    for field, (low, inclusive) in RANGES.items():
+        if not (flat[field] >= low if inclusive else flat[field] > low):
+            due = f"at least {low}" if inclusive else f"more than {low}"
+            raise UserError(f"{field} is {flat[field]}: it must be {due}")
+    if flat["loss.label_smoothing"] >= 1:
+        raise UserError(f"loss.label_smoothing is {flat['loss.label_smoothing']}: it must be less than 1")
+    if bool(flat["train.num_steps"]) == bool(flat["train.num_epochs"]):
+        raise UserError(
+            f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "
+            "them and leave the other 0"
+        )
+    crop = config.data.crop_size
+    sides = (crop, crop) if isinstance(crop, int) else tuple(crop)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
+        raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
+    low, *high = config.data.scale
+    if len(high) != 1 or not 0 < low <= high[0]:
+        raise UserError(f"data.scale is {tuple(config.data.scale)}: it must be (lowest, highest), both above 0")
+
+
+def num_steps(config: ConfigDict, num_images: int) -> int:
+    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill."""
+    if config.train.num_steps:
+        return int(config.train.num_steps)
+    return max(1, int(config.train.num_epochs * num_images / config.data.batch_size))
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as it is written to the workdir."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def read(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: `workdir` holds none.
+    """
+    path = pathlib.Path(workdir) / FILE
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
+    except (json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path} can't be read ({error})") from error
+
+
+def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Refuses to go on in a workdir whose run had another config.
+
+    Raises:
+      UserError: names the fields that differ, with both values.
+    """
+    old, new = flatten(read(workdir)), flatten(config)
+    different = [
+        f"{field}: {old.get(field, 'not set')} there, {new.get(field, 'not set')} now"
+        for field in sorted({*old, *new})
+        if old.get(field) != new.get(field) and field not in MAY_DIFFER
+    ]
+    if different:
+        raise UserError(
+            f"{workdir} holds a run with another config; choose another --workdir, or set these back:\n  "
+            + "\n  ".join(different)
+        )

@@ -1,0 +1,105 @@
+"""Data sets and the stream of batches.
+
+Importing this package is light; a data set's module, TensorFlow Datasets and OpenCV are imported when it is used.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxseg.data.info import VOID_COLOUR, DataInfo, colourise
+from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
+
+__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "colourise", "data_info", "open_dataset"]
+
+DATASETS = {
+    "shapes": "jaxseg.data.shapes:Shapes",
+    "voc": "jaxseg.data.voc:Voc",
+    "camvid": "jaxseg.data.camvid:CamVid",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set.
+
+    Attributes:
+      info: its classes.
+      path: the folder with its records.
+      lengths: the number of images of every split.
+      train_split, eval_split: the names of the splits that are trained and scored on.
+    """
+
+    info: DataInfo
+    path: str
+    lengths: dict[str, int]
+    train_split: str
+    eval_split: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of all splits."""
+        return tuple(self.lengths)
+
+    def source(self, split: str):
+        """The records of a split: `len()` and `[i]`, which is a dict of `images`, uint8 [H, W, 3] RGB, `labels`, uint8
+        [H, W], and `id`, str. It pickles.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        from jaxseg.data.source import RecordSource
+
+        return RecordSource(self.path, split, lookup(self.lengths, split, f"split of {self.info.name}"))
+
+    def sizes(self, split: str) -> np.ndarray:
+        """int32 [N, 2], height and width of every image of a split; no image is read for it.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        from jaxseg.data.source import read_sizes
+
+        lookup(self.lengths, split, f"split of {self.info.name}")
+        return read_sizes(self.path)[split]
+
+
+def _recipe(name: str):
+    module, attribute = lookup(DATASETS, name, "data set").split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def data_info(name: str) -> DataInfo:
+    """The classes of a data set, without its files.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    return _recipe(name).INFO
+
+
+def open_dataset(name: str, *, directory: str = "", version: str = "", progress: bool = True) -> Dataset:
+    """A data set, prepared on first use.
+
+    Args:
+      name: a key of `DATASETS`.
+      directory: the folder with its files; '' where the data set fetches or makes them, or lies at its usual place.
+      version: '' for the data set's default.
+      progress: whether preparing shows on standard error how far it is.
+
+    Raises:
+      UserError: an unknown name or version, files that are missing or not as they should be, no network where it is
+        needed, or a folder that cannot be written.
+    """
+    recipe = _recipe(name)(directory, version, progress)
+    from jaxseg.data.builder import prepare
+    from jaxseg.data.source import read_sizes
+
+    path = str(prepare(recipe, progress))
+    lengths = {split: len(rows) for split, rows in read_sizes(path).items()}
+    missing = [split for split in (recipe.train_split, recipe.eval_split) if split not in lengths]
+    if missing:
+        raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}.")
+    return Dataset(recipe.INFO, path, lengths, recipe.train_split, recipe.eval_split)

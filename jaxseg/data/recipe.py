@@ -1,0 +1,238 @@
+"""What a data set has to say of itself so that `jaxseg.data.open_dataset` can prepare it."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from jaxseg.data.info import DataInfo
+from jaxseg.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Recipe:
+    """A data set before it is prepared; one subclass per data set.
+
+    Attributes:
+      INFO: names and colours, readable without an instance.
+      train_split, eval_split: the splits that are trained and scored on.
+      key: names the prepared folder: the data set and its version.
+      origin: where the data comes from, for messages.
+      fingerprint: changes when what is to be prepared changes.
+    """
+
+    INFO: ClassVar[DataInfo]
+    train_split = "train"
+    eval_split = "val"
+    key: str
+    origin: str
+    fingerprint: str
+
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+        raise NotImplementedError
+
+    def splits(self) -> Mapping[str, Sequence[Any]]:
+        """The items of every split; called only where the data has to be prepared."""
+        raise NotImplementedError
+
+    def read(self, item: Any) -> tuple[str, bytes, np.ndarray]:
+        """Id, encoded image (JPEG or PNG) and labels uint8 [H, W] of one item of `splits`.
+
+        It is called from several threads.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and the file with its labels."""
+
+    id: str
+    image: Path
+    labels: Path
+
+
+class FolderRecipe(Recipe):
+    """A recipe whose items are pairs of files."""
+
+    def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
+        """See `Recipe.read`."""
+        data, (height, width) = read_image(item.image)
+        labels = read_labels(item.labels)
+        if labels.shape != (height, width):
+            raise UserError(
+                f"{item.labels} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {item.image} is "
+                f"{height}x{width}: a mask must have its image's size; make the mask anew or leave the pair out."
+            )
+        return item.id, data, labels
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of an image file and its (height, width).
+
+    The whole image is decoded to be sure of it: OpenCV fills up a truncated JPEG without a word.
+
+    Raises:
+      UserError: the file cannot be read, is broken, or is neither JPEG nor PNG.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            kind, (width, height) = image.format, image.size
+    except Exception as error:
+        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
+    if kind not in ("JPEG", "PNG"):
+        raise UserError(f"{path} is a {kind} file; images must be JPEG or PNG.")
+    return data, (height, width)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """The label of every pixel, uint8 [H, W], from an 8-bit grey or palette image or SBD's `.mat` file.
+
+    Raises:
+      UserError: the file cannot be read, is broken, or holds colours instead of labels.
+    """
+    data = _read_bytes(path)
+    if path.suffix == ".mat":
+        return _read_sbd(path, data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            mode = image.mode
+            # In mode P these are the palette's indices, which OpenCV would turn into colours.
+            labels = np.array(image)
+    except Exception as error:
+        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
+    if mode not in ("P", "L"):
+        raise UserError(
+            f"{path} is an image of mode {mode}; a mask holds one class index per pixel: an 8-bit grey or palette PNG "
+            "(mode L or P). Turn the colours into class indices first."
+        )
+    return labels
+
+
+def _read_sbd(path: Path, data: bytes) -> np.ndarray:
+    import scipy.io
+
+    try:
+        labels = scipy.io.loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0]
+    except Exception as error:
+        raise UserError(f"cannot read the labels of {path}: {error}; the file is broken: get it anew.") from error
+    return np.ascontiguousarray(labels, np.uint8)
+
+
+def check_labels(labels: np.ndarray, info: DataInfo, what: str) -> None:
+    """Raises `UserError` where `labels` has another label than a class or the void label of `info`."""
+    counts = np.bincount(labels.ravel(), minlength=256)
+    counts[: info.num_classes] = 0
+    counts[info.ignore_label] = 0
+    if counts.any():
+        label = int(np.flatnonzero(counts)[0])
+        raise UserError(
+            f"{what} has label {label} in {counts[label]} pixels, but {info.name} has {info.num_classes} classes: "
+            f"labels must be 0..{info.num_classes - 1}, or {info.ignore_label} for pixels that do not count."
+        )
+
+
+def encode_labels(labels: np.ndarray) -> bytes:
+    """Labels uint8 [H, W] as a grey PNG."""
+    return cv2.imencode(".png", labels)[1].tobytes()
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a split's list, empty ones left out.
+
+    Raises:
+      UserError: it cannot be read or has no entry.
+    """
+    try:
+        lines = [line.strip() for line in _read_bytes(path).decode().splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file: {error}; a list has one image per line.") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path} is empty: a split needs at least one image.")
+    return lines
+
+
+def by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """The files of `folder` with one of `suffixes` (any case), by name without suffix; {} where there is no folder."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}.") from error
+    found = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes and not name.startswith("."):
+            found.setdefault(stem, folder / name)
+    return found
+
+
+def pair_up(
+    ids: Sequence[str], images: Mapping[str, Path], labels: Mapping[str, Path], due: str, listed_in: Path
+) -> list[Pair]:
+    """The pairs of `ids`, in their order.
+
+    Raises:
+      UserError: an id comes twice, or has no image or no mask; `due` says where they were looked for.
+    """
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise UserError(f"{listed_in} has {name} twice: take one out.")
+        seen.add(name)
+    for kind, files in (("image", images), ("mask", labels)):
+        missing = [name for name in ids if name not in files]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(
+                f"{len(missing)} of the {len(ids)} entries of {listed_in} have no {kind}: {', '.join(missing[:3])}"
+                f"{more}. {due}"
+            )
+    return [Pair(name, images[name], labels[name]) for name in ids]
+
+
+def fingerprint_of(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the names, sizes and modification times of `files`, names taken relative to `root`."""
+    rows = []
+    for path in set(files):
+        stat = path.stat()
+        rows.append(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:12]
+
+
+def folder_of(directory: str) -> Path:
+    """`directory` as an absolute path.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    path = Path(directory).expanduser().absolute()
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"the data folder {path} {what}: pass the right one with --config.data.dir=FOLDER.")
+    return path
+
+
+def data_root() -> Path:
+    """Where prepared data lives: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()

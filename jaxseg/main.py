@@ -1,0 +1,111 @@
+"""The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
+
+import inspect
+import os
+import pathlib
+import runpy
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from jaxseg.errors import UserError
+from jaxseg.lookup import nearest
+
+# Configs of a checkout import each other as `configs.default`, from wherever the command is given.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=..."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where checkpoints, metrics and figures go; by default runs/ and the config's name."
+)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score a checkpoint and print the table per class.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
+SPLIT = flags.DEFINE_string("split", "", "With --mode=eval: the split to score; by default the data set's own choice.")
+
+
+def default_workdir(config_flag: str) -> str:
+    """`configs/deeplab.py:resnet50,voc` -> `runs/deeplab-resnet50-voc`."""
+    path, _, argument = config_flag.partition(":")
+    return os.path.join("runs", "-".join([pathlib.Path(path).stem, *filter(None, argument.split(","))]))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The command line, read by absl.
+
+    Raises:
+      UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
+    """
+    words = dict(word.lstrip("-").partition("=")[::2] for word in argv[1:] if word.startswith("-"))
+    if not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
+        check_config(words.get("config", ""), [word for word in words if word.startswith("config.")])
+    try:
+        return app.parse_flags_with_usage(argv) if "help" in words else flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from error
+
+
+def check_config(config_flag: str, overrides: list[str]) -> None:
+    """Refuses a config file that there is not, an argument that it can't take and overrides of no field of it.
+
+    Absl's own errors for these are pages long, and for a mistyped field they don't say which flag it was.
+
+    Raises:
+      UserError: with the nearest names.
+    """
+    from jaxseg.config import flatten
+
+    path, _, argument = config_flag.partition(":")
+    if not path:
+        raise UserError("--config is missing, for example --config=configs/quickstart.py; --help tells the rest")
+    if not os.path.isfile(path):
+        near = sorted(str(name) for name in pathlib.Path(os.path.dirname(path) or ".").glob("*.py"))
+        raise UserError(f"there is no config file {path}: {nearest(path, near) if near else 'give its path'}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise UserError(f"{path} is no config: it has no function get_config")
+    if argument and not inspect.signature(get_config).parameters:
+        raise UserError(f"{path} takes no argument, but ':{argument}' came")
+    fields = flatten(get_config(argument) if argument else get_config())
+    for override in overrides:
+        field = override.removeprefix("config.")
+        if field not in fields and not field.startswith("model.options."):
+            raise UserError(f"there is no field --{override}: {nearest(field, fields)}")
+
+
+def use_compile_cache() -> None:
+    """Programs compiled once are read from the user's cache folder the next time; JAX's own settings go first."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(root, "jaxseg", "xla"))
+
+
+def run(_) -> None:
+    from jaxseg.train import Interrupted, eval_run, train
+
+    use_compile_cache()
+    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
+    if MODE.value == "eval":
+        eval_run(CONFIG.value, workdir, checkpoint=CHECKPOINT.value, split=SPLIT.value)
+        return
+    try:
+        train(CONFIG.value, workdir)
+    except Interrupted as signal:
+        # What shells give for a process that a signal ended.
+        sys.exit(128 + signal.number)
+
+
+def main() -> None:
+    """Parses the flags and runs; a mistake of the user's ends in one message and status 1."""
+    try:
+        app.run(run, flags_parser=parse)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

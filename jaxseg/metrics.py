@@ -1,0 +1,105 @@
+"""Scores from one confusion matrix over a whole split. A ratio is never averaged over batches or images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def confusion_matrix(preds: jax.Array, labels: jax.Array, num_classes: int, *, ignore_label: int = 255) -> jax.Array:
+    """`counts[true, pred]` of the valid pixels of a batch, int32 `[num_classes, num_classes]`.
+
+    Exact for any batch up to 2^31 pixels; sum batches on the host in int64 (float32 stops counting at 2^24, and JAX has
+    no int64 by default). A one-hot product instead of a scatter, which is slow on GPUs; its partial sums run over one
+    image row each, so that float32 is exact for rows of up to 2^24 pixels.
+
+    Args:
+      preds: integers `[B, H, W]` in [0, num_classes).
+      labels: integers `[B, H, W]`; `ignore_label` is left out.
+    """
+    classes = jnp.arange(num_classes, dtype=jnp.int32)
+    valid = (labels != ignore_label)[..., None]
+    true = ((labels.astype(jnp.int32)[..., None] == classes) & valid).astype(jnp.float32)
+    pred = (preds.astype(jnp.int32)[..., None] == classes).astype(jnp.float32)
+    rows = jnp.einsum("bhwt,bhwp->bhtp", true, pred, precision=jax.lax.Precision.HIGHEST)
+    return rows.astype(jnp.int32).sum(axis=(0, 1))
+
+
+def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
+    """All scores of a confusion matrix.
+
+    Args:
+      counts: integers `[C, C]`, `counts[true, pred]`.
+
+    Returns:
+      floats in [0, 1] and arrays `[C]` (NaN for a class without meaning there). A class is *absent* when it is in no
+      label and in no prediction; it is left out of means over IoU and Dice. Means over recall leave out the classes
+      that are in no label, means over precision those in no prediction. With tp, t, p the diagonal, the row and the
+      column sums, and n all pixels:
+
+      - `pixel_accuracy`: sum tp / n; `mean_accuracy`: mean of tp / t, which is also the macro `recall`.
+      - `iou`: tp / (t + p - tp); `mean_iou` its mean; `frequency_weighted_iou`: sum t / n * iou (Long et al. 2015,
+        section 5); `micro_iou`: sum tp / sum (t + p - tp).
+      - `dice`: 2 tp / (t + p), which is F1; `mean_dice` (macro) and `micro_dice`, equal to the pixel accuracy.
+      - `precision`: tp / p, `mean_precision`; `recall`: tp / t, `mean_recall`.
+      - `absent_classes`: how many were left out of `mean_iou`; `pixels`: n.
+
+      A split without a single valid pixel gives NaN everywhere.
+    """
+    counts = np.asarray(counts, np.int64)
+    hits, true, pred = np.diag(counts), counts.sum(1), counts.sum(0)
+    union = true + pred - hits
+    total = int(counts.sum())
+
+    def ratio(above, below):
+        return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+
+    def mean(values):
+        present = values[~np.isnan(values)]
+        return float(present.mean()) if present.size else float("nan")
+
+    iou, dice = ratio(hits, union), ratio(2 * hits, true + pred)
+    precision, recall = ratio(hits, pred), ratio(hits, true)
+    return {
+        "pixel_accuracy": float(ratio(hits.sum(), total)),
+        "mean_accuracy": mean(recall),
+        "mean_iou": mean(iou),
+        "frequency_weighted_iou": float(ratio(np.nansum(true * iou), total)),
+        "micro_iou": float(ratio(hits.sum(), union.sum())),
+        "mean_dice": mean(dice),
+        "micro_dice": float(ratio(2 * hits.sum(), 2 * total)),
+        "mean_precision": mean(precision),
+        "mean_recall": mean(recall),
+        "absent_classes": int((union == 0).sum()),
+        "pixels": total,
+        "iou": iou,
+        "dice": dice,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def table(counts: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """The scores per class and their means as a text table, percent; an absent class has dashes."""
+    result = scores(counts)
+    true = np.asarray(counts, np.int64).sum(1)
+    share = true / max(true.sum(), 1)
+    width = max(len("class"), *map(len, class_names))
+    columns = ("iou", "dice", "precision", "recall")
+    lines = [f"{'class':{width}}  {'pixels':>7}" + "".join(f"  {name:>9}" for name in columns)]
+
+    def cell(value):
+        return f"  {'-':>9}" if np.isnan(value) else f"  {100 * value:9.2f}"
+
+    for i, name in enumerate(class_names):
+        lines.append(f"{name:{width}}  {100 * share[i]:6.2f}%" + "".join(cell(result[key][i]) for key in columns))
+    means = (result[key] for key in ("mean_iou", "mean_dice", "mean_precision", "mean_recall"))
+    lines.append(f"{'mean':{width}}  {'':>7}" + "".join(map(cell, means)))
+    absent = [name for name, value in zip(class_names, result["iou"], strict=True) if np.isnan(value)]
+    counted = len(class_names) - len(absent)
+    lines.append(
+        f"mean IoU {100 * result['mean_iou']:.2f} over {counted} of {len(class_names)} classes"
+        + (f" (absent: {', '.join(absent)})" if absent else "")
+        + f", pixel accuracy {100 * result['pixel_accuracy']:.2f}, mean accuracy {100 * result['mean_accuracy']:.2f},"
+        f" frequency-weighted IoU {100 * result['frequency_weighted_iou']:.2f}, {result['pixels']} pixels"
+    )
+    return "\n".join(lines)

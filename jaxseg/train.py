@@ -1,0 +1,403 @@
+"""Training: one run from a config to a workdir with checkpoints, metrics, figures and curves."""
+
+import contextlib
+import functools
+import math
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxseg import config as configs
+from jaxseg import figures, metrics
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.data import Dataset, open_dataset, pipeline, transforms
+from jaxseg.errors import UserError
+from jaxseg.evaluate import Evaluation, evaluate
+from jaxseg.models import create_model, pretrained
+from jaxseg.optim import create_optimizer, create_schedule
+from jaxseg.state import create_state, init_variables
+from jaxseg.step import (
+    check_batch_size,
+    create_eval_step,
+    create_mesh,
+    create_train_step,
+    fill_colour,
+    put_batch,
+    replicate,
+)
+from jaxseg.writers import METRICS, Writers, open_writers, read_metrics
+
+NUM_EXAMPLES = 4  # images of the split that every evaluation draws
+
+
+def build_model(config: ConfigDict, num_classes: int):
+    """The network of a config."""
+    model = config.model
+    return create_model(
+        model.name,
+        backbone=model.backbone,
+        num_classes=num_classes,
+        output_stride=model.output_stride,
+        dilate_first_block=model.dilate_first_block,
+        dtype=model.dtype,
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()},
+    )
+
+
+def open_data(config: ConfigDict) -> Dataset:
+    """The data set of a config, prepared."""
+    return open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
+
+
+def score(
+    config: ConfigDict, dataset: Dataset, split: str, eval_step, variables, mesh, on_batch=lambda images: None
+) -> Evaluation:
+    """`variables` on a whole split."""
+    batches = pipeline.eval_batches(
+        dataset.source(split),
+        dataset.sizes(split),
+        batch_size=config.data.eval_batch_size // jax.process_count(),
+        fill=fill_colour(config.data.mean),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return evaluate(eval_step, variables, batches, mesh, num_examples=NUM_EXAMPLES, on_batch=on_batch)
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C came; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C are appended to instead of ending the process; a second one ends it at once."""
+    caught: list[int] = []
+    before = {}
+
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    with contextlib.suppress(ValueError):  # outside the main thread there are no signals to catch
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
+    """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
+
+    Leaves there `config.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `figures/` and `curves.png`.
+
+    Raises:
+      UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.
+      Interrupted: after a signal, once the state is saved.
+    """
+    workdir = pathlib.Path(workdir)
+    configs.validate(config)
+    resuming = (workdir / configs.FILE).exists()
+    if resuming:
+        configs.check_same(config, workdir)
+    mesh = create_mesh()
+    check_batch_size(config.data.batch_size, mesh.size)
+    check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
+
+    # ------------------------------------------------------------------------------------------- data, network, state
+    dataset = open_data(config)
+    info = dataset.info
+    num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
+    schedule = create_schedule(config.optim, num_steps)
+    tx = create_optimizer(config.optim, schedule)
+    model = build_model(config, info.num_classes)
+    class_weights = _class_weights(config, info)
+
+    variables = init_variables(model, config.train.seed)
+    if config.model.weights:
+        variables, report = pretrained.load_backbone(variables, config.model.weights, config.model.backbone)
+    state = replicate(create_state(variables, tx), mesh)
+
+    _write_config(config, workdir)
+    with Checkpoints(workdir) as checkpoints, contextlib.ExitStack() as stack:
+        # ---------------------------------------------------------------------------------------- where it goes on
+        start, progress = 0, {"best_mean_iou": None, "best_step": 0, "evaluated": 0, "losses": []}
+        if checkpoints.latest is not None:
+            start = checkpoints.latest
+            if start > num_steps:
+                raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
+            state, progress = checkpoints.restore(state, start)
+        writers = stack.enter_context(
+            open_writers(
+                workdir, num_steps=num_steps, resume_step=start, log=log, enabled=jax.process_index() == 0
+            )
+        )
+        _greet(config, workdir, dataset, state, mesh, num_steps, writers)
+        if config.model.weights and not start:
+            writers.message(report)
+        for name in checkpoints.half_written:
+            writers.message(f"stepped over the half-written checkpoint {name}")
+        if start:
+            writers.message(f"going on from step {start}")
+
+        # ----------------------------------------------------------------------------------------------------- steps
+        train_step = create_train_step(
+            model,
+            tx,
+            mesh,
+            mean=config.data.mean,
+            std=config.data.std,
+            seed=config.train.seed,
+            cross_entropy_weight=config.loss.cross_entropy,
+            class_weights=class_weights,
+            label_smoothing=config.loss.label_smoothing,
+            ignore_label=info.ignore_label,
+        )
+        eval_step = create_eval_step(
+            model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
+        )
+        run = _Run(config, workdir, dataset, mesh, eval_step, checkpoints, writers, schedule, progress)
+
+        # ------------------------------------------------------------------------------------------------- the loop
+        caught = stack.enter_context(catch_signals())
+        batches = _train_batches(config, dataset, start)
+        clock = time.perf_counter()
+        timed = 0  # steps since `clock`
+        for step in range(start, num_steps + 1):
+            if step > start:
+                batch = next(batches)
+                state, out = train_step(state, put_batch(batch, mesh))
+                run.pending.append((out["loss"], batch["ids"]))
+                timed += 1
+            if step > start and (step % config.train.log_every == 0 or step == num_steps):
+                loss = run.flush(step)
+                rate = timed * config.data.batch_size / (time.perf_counter() - clock)
+                run.log(step, loss, rate)
+                clock, timed = time.perf_counter(), 0
+
+            due = step > progress["evaluated"] and _due(step, config.train.eval_every, num_steps)
+            saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
+            if due or saving or caught:
+                run.flush(step)
+                mean_iou = run.evaluate(step, state, caught) if due and not caught else None
+                is_best = mean_iou is not None and progress["best_step"] == step
+                if step > start and (saving or caught or is_best):
+                    checkpoints.save(state, {**progress, "losses": run.losses}, mean_iou)
+                clock, timed = time.perf_counter(), 0
+            if caught:
+                checkpoints.wait()
+                writers.message(f"stopped by {signal.Signals(caught[0]).name}; step {step} is saved, start again to go on")
+                raise Interrupted(caught[0])
+
+        checkpoints.wait()
+        writers.flush()
+        _finish(workdir, progress, writers)
+
+
+class _Run:
+    """What the loop needs at its stops: losses not yet fetched, scores, pictures."""
+
+    def __init__(self, config, workdir, dataset, mesh, eval_step, checkpoints, writers, schedule, progress):
+        self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
+        self.eval_step, self.checkpoints, self.writers, self.schedule = eval_step, checkpoints, writers, schedule
+        self.progress = progress
+        self.pending: list[tuple[jax.Array, list[str]]] = []
+        self.losses: list[float] = list(progress["losses"])  # of the steps since the last row of metrics
+
+    def flush(self, step: int) -> float:
+        """Fetches the losses of the steps since the last call; the mean since the last row.
+
+        Raises:
+          UserError: one of them is NaN or infinite.
+        """
+        fetched = jax.device_get([loss for loss, _ in self.pending])
+        first = step - len(fetched) + 1
+        for number, (loss, (_, ids)) in enumerate(zip(fetched, self.pending, strict=True), first):
+            if not math.isfinite(loss):
+                self.checkpoints.wait()
+                saved = self.checkpoints.latest
+                raise UserError(
+                    f"the loss of step {number} is {loss}; its batch holds {', '.join(ids)}. "
+                    + (f"The last good checkpoint is step {saved}" if saved else "No checkpoint was saved before it")
+                    + "; a lower optim.learning_rate, optim.clip_norm=1 or optim.warmup_steps often mends this"
+                )
+        self.losses += [float(loss) for loss in fetched]
+        self.pending = []
+        return float(np.mean(self.losses)) if self.losses else float("nan")
+
+    def log(self, step: int, loss: float, images_per_second: float) -> None:
+        rate = float(self.schedule(step - 1))
+        self.writers.scalars(
+            step,
+            {
+                "train/loss": loss,
+                "train/learning_rate": rate,
+                "train/images_per_second": images_per_second,
+                "train/steps_per_second": images_per_second / self.config.data.batch_size,
+            },
+        )
+        self.writers.progress(step, loss=loss, images_per_second=images_per_second, lr=rate)
+        self.losses = []
+
+    def evaluate(self, step: int, state, caught: list[int]) -> float | None:
+        """Scores the evaluation split, writes scores and pictures; the mean IoU, or None where a signal came."""
+
+        def on_batch(images: int) -> None:
+            if caught:
+                raise Interrupted(caught[0])
+
+        info, split, started = self.dataset.info, self.dataset.eval_split, time.perf_counter()
+        try:
+            result = score(
+                self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch
+            )
+        except Interrupted:
+            return None
+        scalars = result.scalars(info.class_names)
+        mean_iou, best = scalars["val/mean_iou"], self.progress["best_mean_iou"]
+        if best is None or mean_iou > best:
+            self.progress |= {"best_mean_iou": mean_iou, "best_step": step}
+        self.progress["evaluated"] = step
+        self.writers.scalars(step, scalars)
+        if jax.process_index() == 0:
+            picture = figures.prediction_figure(
+                [example["images"] for example in result.examples],
+                [example["labels"] for example in result.examples],
+                [example["preds"] for example in result.examples],
+                class_names=info.class_names,
+                palette=info.palette,
+                titles=[example["id"] for example in result.examples],
+            )
+            self.writers.images(step, {"val/predictions": picture})
+            figures.write_png(self.workdir / "figures" / f"step_{step:07d}.png", picture)
+        absent = scalars["val/absent_classes"]
+        self.writers.message(
+            f"step {step}: {split} mean IoU {mean_iou:.4f}"
+            + (f" over {info.num_classes - absent} of {info.num_classes} classes (the others are absent)" if absent else "")
+            + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
+            + f" ({result.images} images, {time.perf_counter() - started:.1f} s)"
+            + (", the best so far" if self.progress["best_step"] == step else "")
+        )
+        return mean_iou
+
+
+def _due(step: int, every: int, num_steps: int) -> bool:
+    return step == num_steps or bool(every and step and step % every == 0)
+
+
+def _class_weights(config: ConfigDict, info) -> tuple[float, ...] | None:
+    if not config.loss.class_weights:
+        return None
+    if info.class_weights is None:
+        raise UserError(
+            f"loss.class_weights is {config.loss.class_weights}, but {info.name} comes without class weights: leave it ''"
+        )
+    return info.class_weights
+
+
+def _train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Iterator[dict[str, Any]]:
+    data = config.data
+    return pipeline.train_batches(
+        dataset.source(dataset.train_split),
+        seed=config.train.seed,
+        batch_size=data.batch_size,
+        augment=functools.partial(
+            transforms.augment,
+            crop_size=data.crop_size,
+            scale=tuple(data.scale),
+            flip=data.flip,
+            jitter=data.jitter,
+            fill=fill_colour(data.mean),
+        ),
+        start_step=start_step,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    try:
+        (workdir / "figures").mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            temporary = workdir / f".{configs.FILE}.{os.getpid()}.tmp"
+            temporary.write_text(configs.to_json(config))
+            os.replace(temporary, workdir / configs.FILE)
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} can't be written ({error.strerror}): choose another --workdir") from error
+
+
+def _greet(config, workdir, dataset, state, mesh, num_steps, writers: Writers) -> None:
+    """What is about to happen, for the terminal and for TensorBoard."""
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    lengths = ", ".join(f"{count} {split}" for split, count in dataset.lengths.items())
+    device = mesh.devices.flat[0]
+    writers.message(
+        f"{config.model.name} on {config.model.backbone}, {size / 1e6:.2f} million parameters, {config.model.dtype}; "
+        f"{dataset.info.name}: {lengths} images, {dataset.info.num_classes} classes; "
+        f"{num_steps} steps of {config.data.batch_size} on {mesh.size} {device.device_kind} device"
+        + ("s" if mesh.size > 1 else "")
+        + f"; all of it goes to {workdir}"
+    )
+    writers.hparams(configs.flatten(config))
+    writers.text(0, {"config": f"```json\n{configs.to_json(config)}```"})
+    writers.overview(state.variables)
+
+
+def _finish(workdir: pathlib.Path, progress: dict[str, Any], writers: Writers) -> None:
+    if jax.process_index() != 0:
+        return
+    figures.curves(read_metrics(workdir / METRICS), workdir / "curves.png")
+    best = progress["best_mean_iou"]
+    writers.message(
+        f"done: best mean IoU {best:.4f} at step {progress['best_step']}; curves in {workdir / 'curves.png'}, "
+        f"pictures in {workdir / 'figures'}"
+    )
+
+
+def eval_run(
+    config: ConfigDict, workdir: str | os.PathLike, *, checkpoint: str = "best", split: str = "", log=print
+) -> dict[str, float]:
+    """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
+
+    Args:
+      checkpoint: 'best' by mean IoU, 'latest' or a step.
+      split: '' for the data set's evaluation split.
+
+    Raises:
+      UserError: there is no such run, checkpoint or split, or the run was of another config.
+    """
+    from tqdm import tqdm
+
+    configs.validate(config)
+    configs.check_same(config, workdir)
+    mesh = create_mesh()
+    check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
+    dataset = open_data(config)
+    info, split = dataset.info, split or dataset.eval_split
+    model = build_model(config, info.num_classes)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.step_of(checkpoint)
+        like = replicate(init_variables(model, 0), mesh)
+        variables = checkpoints.restore_variables(like, step)
+    eval_step = create_eval_step(
+        model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
+    )
+    with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=None) as bar:
+        result = score(config, dataset, split, eval_step, variables, mesh, bar.update)
+    log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images at their own sizes")
+    log(metrics.table(result.counts, info.class_names))
+    return result.scalars(info.class_names, split)
