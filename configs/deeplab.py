@@ -9,7 +9,6 @@ head. It wants a GPU. It was not run in full yet, so no score stands here.
 """
 
 from configs import default
-
 from jaxseg.config import backbone_and_data
 
 

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
     data.batch_size = 16  # images a step, over all devices and processes
     data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
-    data.crop_size = 128  # pixels: a number, or (height, width), after scaling; what is missing is padded with label 255
+    data.crop_size = 128  # pixels, or (height, width), after scaling; what is missing is padded with label 255
     data.scale = (1.0, 1.0)  # lowest and highest random factor
     data.flip = True  # left and right, one image in two
     data.jitter = 0.0  # strength of the change of brightness, contrast, saturation and hue; 0: off

@@ -1,6 +1,6 @@
 """A network that learns a dozen textured shapes from scratch in minutes on a laptop.
 
-    python -m jaxseg.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m jaxseg.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import default

@@ -131,9 +131,7 @@ class Checkpoints:
                 ),
             )
         variables, optimizer = items.variables, items.optimizer
-        state = TrainState(
-            optimizer["step"], variables["params"], variables["batch_stats"], optimizer["opt_state"]
-        )
+        state = TrainState(optimizer["step"], variables["params"], variables["batch_stats"], optimizer["opt_state"])
         return state, items.progress
 
     def restore_variables(self, like: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -157,9 +155,8 @@ class Checkpoints:
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if verb == "read":
                 others = [other for other in self._manager.all_steps() if other != step]
-                remedy = (
-                    f"it is damaged or of another network; move {self.folder / str(step)} away to go on from "
-                    + (f"step {max(others)}" if others else "the start")
+                remedy = f"it is damaged or of another network; move {self.folder / str(step)} away to go on from " + (
+                    f"step {max(others)}" if others else "the start"
                 )
                 raise UserError(f"checkpoint {step} in {self.folder} can't be read ({what}): {remedy}") from error
             kept = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())

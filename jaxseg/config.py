@@ -1,16 +1,17 @@
-"""A config from what the user wrote to what the run does: names and numbers checked, epochs turned to steps, compared."""
+"""From what the user wrote to what the run does: names and numbers checked, epochs turned to steps, compared."""
 
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxseg.data import DATASETS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
-from jaxseg.models import DTYPES, FAMILIES
+from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.models.backbones import BACKBONES
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 
@@ -115,6 +116,24 @@ def validate(config: ConfigDict) -> None:
     low, *high = config.data.scale
     if len(high) != 1 or not 0 < low <= high[0]:
         raise UserError(f"data.scale is {tuple(config.data.scale)}: it must be (lowest, highest), both above 0")
+
+
+def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of a config.
+
+    Raises:
+      UserError: its name, backbone, stride or options are none that there are.
+    """
+    model = config.model
+    return create_model(
+        model.name,
+        backbone=model.backbone,
+        num_classes=num_classes,
+        output_stride=model.output_stride,
+        dilate_first_block=model.dilate_first_block,
+        dtype=model.dtype,
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()},
+    )
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:

@@ -1,7 +1,7 @@
 """A split through the network: one confusion matrix, one loss, and the predictions of a few images."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ def evaluate(
     batches: Iterable[Mapping[str, Any]],
     mesh: Mesh,
     *,
-    num_examples: int = 0,
+    examples_at: Collection[int] = (),
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """Scores `batches` (see `data.pipeline.eval_batches`) with a step of `step.create_eval_step`.
@@ -53,7 +53,7 @@ def evaluate(
     on the host, so the result does not depend on how the split was cut into batches.
 
     Args:
-      num_examples: how many images, the first of the split, are kept with their predictions.
+      examples_at: places in the order of `batches` (0 is the first image) of those kept with their predictions.
       on_batch: called with the number of images after each batch.
     """
     counts, loss_sum, images, examples = np.int64(0), 0.0, 0, []
@@ -61,14 +61,15 @@ def evaluate(
         out = eval_step(variables, put_batch({key: batch[key] for key in ("images", "labels")}, mesh))
         counts = counts + np.asarray(out["counts"], np.int64)
         loss_sum += float(out["loss_sum"])
-        if len(examples) < num_examples:
+        done = int(np.sum(batch["valid"]))
+        rows = [row for i, row in enumerate(np.flatnonzero(batch["valid"]), images) if i in examples_at]
+        if rows:
             preds = np.concatenate([np.asarray(shard.data) for shard in _in_order(out["preds"])])
-            for row in np.flatnonzero(batch["valid"])[: num_examples - len(examples)]:
+            for row in rows:
                 height, width = batch["sizes"][row]
                 cut = {"images": batch["images"], "labels": batch["labels"], "preds": preds}
                 example = {key: value[row, :height, :width] for key, value in cut.items()}
                 examples.append({"id": batch["ids"][row], **example})
-        done = int(np.sum(batch["valid"]))
         images += done
         on_batch(done)
     pixels = int(np.sum(counts))

@@ -6,7 +6,7 @@ import pathlib
 import runpy
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxseg.errors import UserError
@@ -16,12 +16,15 @@ from jaxseg.lookup import nearest
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=..."
+    "config",
+    help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=...",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where checkpoints, metrics and figures go; by default runs/ and the config's name."
 )
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or score a checkpoint and print the table per class.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train, or score a checkpoint of a run and print the table per class."
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
 SPLIT = flags.DEFINE_string("split", "", "With --mode=eval: the split to score; by default the data set's own choice.")
 
@@ -39,7 +42,8 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
     """
     words = dict(word.lstrip("-").partition("=")[::2] for word in argv[1:] if word.startswith("-"))
-    if not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
+    finished_run = words.get("mode") == "eval" and words.get("workdir") and not words.get("config")
+    if not finished_run and not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
         check_config(words.get("config", ""), [word for word in words if word.startswith("config.")])
     try:
         return app.parse_flags_with_usage(argv) if "help" in words else flags.FLAGS(argv)
@@ -85,12 +89,15 @@ def use_compile_cache() -> None:
 
 
 def run(_) -> None:
+    # Libraries tell on this level what they looked for and did not find.
+    logging.set_verbosity(logging.WARNING)
     from jaxseg.train import Interrupted, eval_run, train
 
     use_compile_cache()
-    workdir = WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename)
+    workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if MODE.value == "eval":
-        eval_run(CONFIG.value, workdir, checkpoint=CHECKPOINT.value, split=SPLIT.value)
+        overrides = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else {}
+        eval_run(workdir, checkpoint=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         return
     try:
         train(CONFIG.value, workdir)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +20,9 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset, open_dataset, pipeline, transforms
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
-from jaxseg.models import create_model, pretrained
+from jaxseg.models import pretrained
 from jaxseg.optim import create_optimizer, create_schedule
-from jaxseg.state import create_state, init_variables
+from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
     create_eval_step,
@@ -35,20 +35,6 @@ from jaxseg.step import (
 from jaxseg.writers import METRICS, Writers, open_writers, read_metrics
 
 NUM_EXAMPLES = 4  # images of the split that every evaluation draws
-
-
-def build_model(config: ConfigDict, num_classes: int):
-    """The network of a config."""
-    model = config.model
-    return create_model(
-        model.name,
-        backbone=model.backbone,
-        num_classes=num_classes,
-        output_stride=model.output_stride,
-        dilate_first_block=model.dilate_first_block,
-        dtype=model.dtype,
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()},
-    )
 
 
 def open_data(config: ConfigDict) -> Dataset:
@@ -68,7 +54,9 @@ def score(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return evaluate(eval_step, variables, batches, mesh, num_examples=NUM_EXAMPLES, on_batch=on_batch)
+    # Neighbours in a split are often frames of one film: the examples are spread over it.
+    examples_at = set(np.linspace(0, dataset.lengths[split] - 1, NUM_EXAMPLES).astype(int).tolist())
+    return evaluate(eval_step, variables, batches, mesh, examples_at=examples_at, on_batch=on_batch)
 
 
 class Interrupted(Exception):
@@ -123,7 +111,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
     num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
     schedule = create_schedule(config.optim, num_steps)
     tx = create_optimizer(config.optim, schedule)
-    model = build_model(config, info.num_classes)
+    model = configs.build_model(config, info.num_classes)
     class_weights = _class_weights(config, info)
 
     variables = init_variables(model, config.train.seed)
@@ -141,9 +129,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
                 raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
             state, progress = checkpoints.restore(state, start)
         writers = stack.enter_context(
-            open_writers(
-                workdir, num_steps=num_steps, resume_step=start, log=log, enabled=jax.process_index() == 0
-            )
+            open_writers(workdir, num_steps=num_steps, resume_step=start, log=log, enabled=jax.process_index() == 0)
         )
         _greet(config, workdir, dataset, state, mesh, num_steps, writers)
         if config.model.weights and not start:
@@ -199,7 +185,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
                 clock, timed = time.perf_counter(), 0
             if caught:
                 checkpoints.wait()
-                writers.message(f"stopped by {signal.Signals(caught[0]).name}; step {step} is saved, start again to go on")
+                writers.message(
+                    f"stopped by {signal.Signals(caught[0]).name}; step {step} is saved, start again to go on"
+                )
                 raise Interrupted(caught[0])
 
         checkpoints.wait()
@@ -261,9 +249,7 @@ class _Run:
 
         info, split, started = self.dataset.info, self.dataset.eval_split, time.perf_counter()
         try:
-            result = score(
-                self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch
-            )
+            result = score(self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch)
         except Interrupted:
             return None
         scalars = result.scalars(info.class_names)
@@ -284,9 +270,10 @@ class _Run:
             self.writers.images(step, {"val/predictions": picture})
             figures.write_png(self.workdir / "figures" / f"step_{step:07d}.png", picture)
         absent = scalars["val/absent_classes"]
+        present = f" over {info.num_classes - absent} of {info.num_classes} classes (the others are absent)"
         self.writers.message(
             f"step {step}: {split} mean IoU {mean_iou:.4f}"
-            + (f" over {info.num_classes - absent} of {info.num_classes} classes (the others are absent)" if absent else "")
+            + (present if absent else "")
             + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
             + f" ({result.images} images, {time.perf_counter() - started:.1f} s)"
             + (", the best so far" if self.progress["best_step"] == step else "")
@@ -303,7 +290,7 @@ def _class_weights(config: ConfigDict, info) -> tuple[float, ...] | None:
         return None
     if info.class_weights is None:
         raise UserError(
-            f"loss.class_weights is {config.loss.class_weights}, but {info.name} comes without class weights: leave it ''"
+            f"loss.class_weights is {config.loss.class_weights}, but {info.name} has no class weights: leave it ''"
         )
     return info.class_weights
 
@@ -337,7 +324,9 @@ def _write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
             temporary.write_text(configs.to_json(config))
             os.replace(temporary, workdir / configs.FILE)
     except OSError as error:
-        raise UserError(f"the workdir {workdir} can't be written ({error.strerror}): choose another --workdir") from error
+        raise UserError(
+            f"the workdir {workdir} can't be written ({error.strerror}): choose another --workdir"
+        ) from error
 
 
 def _greet(config, workdir, dataset, state, mesh, num_steps, writers: Writers) -> None:
@@ -369,30 +358,39 @@ def _finish(workdir: pathlib.Path, progress: dict[str, Any], writers: Writers) -
 
 
 def eval_run(
-    config: ConfigDict, workdir: str | os.PathLike, *, checkpoint: str = "best", split: str = "", log=print
+    workdir: str | os.PathLike,
+    *,
+    checkpoint: str = "best",
+    split: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    log=print,
 ) -> dict[str, float]:
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
     Args:
       checkpoint: 'best' by mean IoU, 'latest' or a step.
       split: '' for the data set's evaluation split.
+      overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no score depends on.
 
     Raises:
-      UserError: there is no such run, checkpoint or split, or the run was of another config.
+      UserError: there is no such run, checkpoint or split, or an override would make another run of it.
     """
     from tqdm import tqdm
 
+    config = configs.read(workdir)
+    for field, value in (overrides or {}).items():
+        if field not in ("data.dir", "data.eval_batch_size"):
+            raise UserError(f"--mode=eval scores the run as it was trained: --config.{field} can't be set anew")
+        config.update_from_flattened_dict({field: value})
     configs.validate(config)
-    configs.check_same(config, workdir)
     mesh = create_mesh()
     check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
     dataset = open_data(config)
     info, split = dataset.info, split or dataset.eval_split
-    model = build_model(config, info.num_classes)
+    model = configs.build_model(config, info.num_classes)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.step_of(checkpoint)
-        like = replicate(init_variables(model, 0), mesh)
-        variables = checkpoints.restore_variables(like, step)
+        variables = replicate(checkpoints.restore_variables(abstract_variables(model), step), mesh)
     eval_step = create_eval_step(
         model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
     )

@@ -30,9 +30,7 @@ class ASPP(nn.Module):
         branches = [ConvBN(self.features, 1, dtype=self.dtype, name="conv")(x, train=train)]
         conv = SeparableConvBN if self.separable else ConvBN
         for i, rate in enumerate(self.rates):
-            branches.append(
-                conv(self.features, 3, dilation=rate, dtype=self.dtype, name=f"atrous_{i}")(x, train=train)
-            )
+            branches.append(conv(self.features, 3, dilation=rate, dtype=self.dtype, name=f"atrous_{i}")(x, train=train))
         mean = x.mean(axis=(1, 2), keepdims=True)
         mean = ConvBN(self.features, 1, dtype=self.dtype, name="pooling")(mean, train=train)
         branches.append(jnp.broadcast_to(mean, branches[0].shape))

@@ -28,7 +28,7 @@ BN_TENSORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor: `path` in the variables (collection first), its name in the file, its kind: conv, depthwise or vector."""
+    """One tensor: its path in the variables, collection first; its name in the file; conv, depthwise or vector."""
 
     path: tuple[str, ...]
     name: str

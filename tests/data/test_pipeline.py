@@ -59,9 +59,10 @@ def test_the_same_seed_gives_the_same_stream_and_another_another():
     assert [batch["ids"] for batch in take(8)] != [batch["ids"] for batch in take(8, seed=6)]
 
 
+@pytest.mark.parametrize("more", [{}, {"process_index": 1, "process_count": 2}])
 @pytest.mark.parametrize("start", [1, 3, 4, 11])
-def test_starting_late_is_skipping(start):
-    assert all(map(same, take(15)[start:], take(15 - start, start_step=start)))
+def test_starting_late_is_skipping(start, more):
+    assert all(map(same, take(15, **more)[start:], take(15 - start, start_step=start, **more)))
 
 
 def test_starting_very_late_costs_nothing():

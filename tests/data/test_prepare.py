@@ -82,6 +82,12 @@ def test_a_second_start_reuses_and_a_changed_file_prepares_anew(camvid_folder, c
     assert (changed.source("val")[0]["labels"] == 3).all()
 
 
+def test_a_file_that_was_only_touched_prepares_anew(camvid_folder):
+    first = open_dataset("camvid", directory=str(camvid_folder), progress=False)
+    os.utime(camvid_folder / "train" / "train_3.jpg", ns=(1, 1))
+    assert open_dataset("camvid", directory=str(camvid_folder), progress=False).path != first.path
+
+
 def test_files_that_are_no_part_of_it_change_nothing(camvid_folder):
     first = open_dataset("camvid", directory=str(camvid_folder), progress=False)
     (camvid_folder / "notes.md").write_text("mine")

@@ -16,4 +16,3 @@ BACKBONES = {
 }
 
 OUTPUT_STRIDES = (8, 16, 32)
-

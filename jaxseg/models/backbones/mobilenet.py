@@ -33,9 +33,9 @@ class InvertedResidual(nn.Module):
         y, channels = x, x.shape[-1]
         if self.expansion != 1:
             y = ConvBN(self.expansion * channels, 1, activation=relu6, dtype=self.dtype, name="expand")(y, train=train)
-        y = DepthwiseConvBN(
-            3, self.stride, self.dilation, activation=relu6, dtype=self.dtype, name="depthwise"
-        )(y, train=train)
+        y = DepthwiseConvBN(3, self.stride, self.dilation, activation=relu6, dtype=self.dtype, name="depthwise")(
+            y, train=train
+        )
         y = ConvBN(self.features, 1, activation=None, dtype=self.dtype, name="project")(y, train=train)
         return x + y if self.stride == 1 and channels == self.features else y
 

@@ -14,9 +14,9 @@ class Stage(NamedTuple):
 def plan(strides: list[int], stem_stride: int, output_stride: int) -> list[Stage]:
     """For each stage of a network its stride and dilation once it must not shrink below `1 / output_stride`.
 
-    Once the output stride is reached a stride of 2 becomes a doubled dilation (DeepLabV3, Chen et al. 2017, section 3.1).
-    References differ in the first block of such a stage: `dilation` (SMP) or still `first_dilation`, the dilation of the
-    stage before (torchvision).
+    Once the output stride is reached a stride of 2 becomes a doubled dilation (DeepLabV3, Chen et al. 2017, section
+    3.1). References differ in the first block of such a stage: `dilation` (SMP) or still `first_dilation`, the dilation
+    of the stage before (torchvision).
 
     Args:
       strides: of the stages, in order, as published.

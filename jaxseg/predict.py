@@ -1,0 +1,171 @@
+"""A trained run on anybody's images: in Python by `load`, as a command by `python -m jaxseg.predict`."""
+
+import argparse
+import os
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxseg import config as configs
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.data import DataInfo, data_info
+from jaxseg.errors import UserError
+from jaxseg.state import abstract_variables
+from jaxseg.step import fill_colour, normalise
+
+
+class Predictor:
+    """A trained network, called on images.
+
+    Attributes:
+      info: names and colours of the classes.
+      step: of the checkpoint.
+    """
+
+    def __init__(self, model, variables, info: DataInfo, step: int, mean, std):
+        self.info, self.step = info, step
+        self._variables, self._fill = variables, fill_colour(mean)
+
+        def probabilities(variables, images):
+            return jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False))
+
+        self._probs = jax.jit(probabilities)
+        self._preds = jax.jit(lambda variables, images: probabilities(variables, images).argmax(-1).astype(jnp.uint8))
+
+    def __call__(self, image: np.ndarray, *, probabilities: bool = False) -> np.ndarray:
+        """The class of every pixel of one image, at the image's own size.
+
+        Args:
+          image: uint8 `[H, W, 3]`, RGB, of any size.
+          probabilities: whether to give these instead of the classes.
+
+        Returns:
+          uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
+
+        Raises:
+          UserError: `image` is not uint8 `[H, W, 3]`.
+        """
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(f"the image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3], RGB, is due")
+        height, width = image.shape[:2]
+        # Padded as evaluation pads it, which also keeps the number of compiled sizes down.
+        padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
+        padded[...] = self._fill
+        padded[0, :height, :width] = image
+        run = self._probs if probabilities else self._preds
+        return np.asarray(run(self._variables, padded))[0, :height, :width]
+
+
+def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
+    """The trained network of a run.
+
+    Args:
+      workdir: of `jaxseg.main`.
+      checkpoint: 'best' by mean IoU, 'latest' or a step.
+
+    Raises:
+      UserError: `workdir` holds no run, or no such checkpoint.
+    """
+    config = configs.read(workdir)
+    configs.validate(config)
+    info = data_info(config.data.name)
+    model = configs.build_model(config, info.num_classes)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.step_of(checkpoint)
+        variables = checkpoints.restore_variables(abstract_variables(model), step)
+    return Predictor(model, variables, info, step, config.data.mean, config.data.std)
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray | None:
+    """An image file as uint8 `[H, W, 3]`, RGB, turned as its EXIF says; None where it is no image."""
+    import cv2
+
+    data = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray) -> None:
+    """Writes uint8 `[H, W]` class indices as a PNG whose palette has the colours, as VOC's masks are."""
+    from PIL import Image
+
+    image = Image.fromarray(preds).convert("P")
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "best", log=print) -> int:
+    """Predicts an image or every image of a folder; `NAME.png` and `NAME_overlay.png` go to `output`.
+
+    Returns:
+      How many images were predicted; files that are no images are named and skipped.
+
+    Raises:
+      UserError: no run, no input, no image among the files, two files of one name, or an output that can't be written.
+    """
+    from tqdm import tqdm
+
+    from jaxseg import figures
+
+    source_path, output_path = pathlib.Path(source), pathlib.Path(output)
+    if source_path.is_dir():
+        files = sorted(path for path in source_path.iterdir() if path.is_file() and not path.name.startswith("."))
+    elif source_path.is_file():
+        files = [source_path]
+    else:
+        raise UserError(f"--input={source} is neither a file nor a folder")
+    predictor = load(workdir, checkpoint=checkpoint)
+    try:
+        output_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
+    log(f"step {predictor.step} of {workdir}; {len(files)} files of {source}")
+    written: dict[str, pathlib.Path] = {}
+    skipped = 0
+    for path in tqdm(files, unit="image", disable=None):
+        image = read_image(path)
+        if image is None:
+            tqdm.write(f"{path} is no image: skipped", file=sys.stderr)
+            skipped += 1
+            continue
+        # Photos of one name and several kinds keep their kind, or one would overwrite the other.
+        name = path.stem if path.stem not in written else path.name
+        written[name] = path
+        preds = predictor(image)
+        info = predictor.info
+        try:
+            write_palette_png(output_path / f"{name}.png", preds, info.palette)
+            picture = figures.overlay_with_legend(image, preds, class_names=info.class_names, palette=info.palette)
+            figures.write_png(output_path / f"{name}_overlay.png", picture)
+        except OSError as error:
+            raise UserError(f"{output_path / name}.png can't be written ({error.strerror}): make room there") from error
+    if not written:
+        raise UserError(f"--input={source} holds no image: JPEG, PNG, TIFF, WebP and BMP are read")
+    log(f"{len(written)} images to {output}" + (f", {skipped} files skipped" if skipped else ""))
+    return len(written)
+
+
+def main() -> None:
+    """The command; a mistake of the user's ends in one message and status 1."""
+    parser = argparse.ArgumentParser("python -m jaxseg.predict", description="A trained run on images of any size.")
+    parser.add_argument("--workdir", required=True, help="the run to use: the --workdir of its training")
+    parser.add_argument("--input", required=True, help="an image, or a folder of images")
+    parser.add_argument("--output", required=True, help="the folder for NAME.png (class indices) and NAME_overlay.png")
+    parser.add_argument("--checkpoint", default="best", help="best (by mean IoU, the default), latest or a step")
+    args = parser.parse_args()
+    try:
+        predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
