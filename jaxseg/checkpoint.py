@@ -1,7 +1,8 @@
-"""Checkpoints in `WORKDIR/checkpoints`, by Orbax: asynchronous, atomic, the latest and the best by mean IoU kept.
+"""Checkpoints by Orbax, asynchronous and atomic: `WORKDIR/checkpoints/latest/STEP` and `.../best/STEP`.
 
-One folder a step with three items: `variables` (parameters and batch statistics), `optimizer` (step and optimizer
-state) and `progress` (JSON: where the data stream stands, the best score so far, losses not yet written).
+`latest` is what a run goes on from, `best` has the highest mean IoU so far; each keeps one step and drops it only once
+the next is whole. A checkpoint has three items: `variables` (parameters and batch statistics), `optimizer` (step and
+optimizer state) and `progress` (JSON: scores so far, losses not yet written). The data stream's state is the step.
 """
 
 import contextlib
@@ -13,9 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxseg.errors import UserError
 from jaxseg.state import TrainState
@@ -23,106 +22,112 @@ from jaxseg.state import TrainState
 FOLDER = "checkpoints"
 
 
-def _score(metrics: Mapping[str, float]) -> float:
-    return metrics["mean_iou"]
+KINDS = ("latest", "best")
 
 
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save and closes."""
 
     def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
-        # Orbax warns at every save without a score that there is none to rank by; that is how the latest is kept.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         if read_only and not self.folder.is_dir():
             raise UserError(f"{workdir} has no folder {FOLDER}/: it is no workdir of a run, or nothing was saved yet")
         # Looked for before Orbax cleans up.
-        self.half_written = sorted(path.name for path in self.folder.glob("*.orbax-checkpoint-tmp*"))
-        with self._errors("open"):
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    create=not read_only,
-                    read_only=read_only,
-                    cleanup_tmp_directories=not read_only,
-                    best_fn=_score,
-                    preservation_policy=AnyPreservationPolicy(
-                        [LatestN(1), BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
-                    ),
-                ),
-            )
+        self.half_written = sorted(str(path) for path in self.folder.glob("*/*.orbax-checkpoint-tmp*"))
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            max_to_keep=None if read_only else 1,
+        )
+        with self._errors("open"), _quiet():
+            self._managers = {
+                kind: ocp.CheckpointManager(self.folder / kind, options=options)
+                for kind in KINDS
+                if not read_only or (self.folder / kind).is_dir()
+            }
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
         with self._errors("write"):
-            self._manager.close()
+            for manager in self._managers.values():
+                manager.close()
 
     @property
     def latest(self) -> int | None:
         """The last step that was saved whole."""
-        return self._manager.latest_step()
+        return self._step("latest")
 
     @property
     def best(self) -> int | None:
-        """The step with the highest mean IoU among those that were scored."""
-        return self._manager.best_step()
+        """The step with the highest mean IoU."""
+        return self._step("best")
 
-    def step_of(self, which: str) -> int:
-        """The step that 'best', 'latest' or a number names; 'best' is the latest where none was scored.
+    def _step(self, kind: str) -> int | None:
+        return self._managers[kind].latest_step() if kind in self._managers else None
+
+    def find(self, which: str) -> tuple[str, int]:
+        """The folder and step that 'best', 'latest' or a number names; 'best' is the latest where none was scored.
 
         Raises:
           UserError: there is no such checkpoint; the message lists those there are.
         """
-        steps = self._manager.all_steps()
-        if not steps:
+        there = {kind: step for kind in KINDS if (step := self._step(kind)) is not None}
+        if not there:
             raise UserError(f"{self.folder} holds no finished checkpoint: let the run reach train.checkpoint_every")
-        if which in ("best", "latest"):
-            return (self.best if which == "best" else None) or self.latest
-        if which.isdigit() and int(which) in steps:
-            return int(which)
-        raise UserError(
-            f"there is no checkpoint '{which}' in {self.folder}: take best, latest or one of "
-            f"{', '.join(map(str, sorted(steps)))}"
-        )
+        if which in KINDS:
+            kind = which if which in there else next(iter(there))
+            return kind, there[kind]
+        for kind, step in there.items():
+            if which == str(step):
+                return kind, step
+        have = ", ".join(f"{kind} ({step})" for kind, step in there.items())
+        raise UserError(f"there is no checkpoint '{which}' in {self.folder}: there are {have}")
 
-    def save(self, state: TrainState, progress: Mapping[str, Any], mean_iou: float | None = None) -> None:
-        """Starts saving; the state may be donated as soon as this returns.
+    def save(self, kind: str, state: TrainState, progress: Mapping[str, Any]) -> None:
+        """Starts saving as 'latest' or 'best'; the state may be donated as soon as this returns.
 
         Raises:
           UserError: this save or the one before it failed (a full disk); what was saved before is still there.
         """
-        step = int(state.step)
+        step, manager = int(state.step), self._managers[kind]
         # Orbax copies in the background, and on a CPU its copy can be a view of the buffer that the next step reuses.
         state = jax.tree.map(jnp.copy, state)
-        scored = mean_iou is not None and np.isfinite(mean_iou)
         with self._errors("write"):
-            self._manager.save(
+            if step in manager.all_steps():
+                # A run that was killed after its best score and resumed from before it comes here again.
+                manager.delete(step)
+            manager.save(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(state.variables),
                     optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
                     progress=ocp.args.JsonSave(dict(progress)),
                 ),
-                metrics={"mean_iou": mean_iou} if scored else None,
                 force=True,
             )
 
     def wait(self) -> None:
-        """Returns once the last save is on disk."""
-        with self._errors("write"):
-            self._manager.wait_until_finished()
+        """Returns once the last save is on disk.
 
-    def restore(self, like: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The state of a step in the shapes and shardings of `like`, and its progress.
+        Raises:
+          UserError: it failed.
+        """
+        with self._errors("write"):
+            for manager in self._managers.values():
+                manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The latest state in the shapes and shardings of `like`, and its progress.
 
         Raises:
           UserError: the checkpoint is of another network or damaged.
         """
-        like = _abstract(like)
-        with self._errors("read", step):
-            items = self._manager.restore(
+        like, step = _abstract(like), self.latest
+        with self._errors("read", f"latest/{step}"):
+            items = self._managers["latest"].restore(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardRestore(like.variables),
@@ -134,37 +139,51 @@ class Checkpoints:
         state = TrainState(optimizer["step"], variables["params"], variables["batch_stats"], optimizer["opt_state"])
         return state, items.progress
 
-    def restore_variables(self, like: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """The model's variables alone, in the shapes and shardings of `like`.
+    def restore_variables(self, like: Mapping[str, Any], kind: str, step: int) -> dict[str, Any]:
+        """The model's variables alone, in the shapes and shardings of `like`; `kind` and `step` as `find` gives them.
 
         Raises:
           UserError: the checkpoint is of another network or damaged.
         """
-        with self._errors("read", step):
+        with self._errors("read", f"{kind}/{step}"):
             args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
-            return self._manager.restore(step, args=args).variables
+            return self._managers[kind].restore(step, args=args).variables
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, step: int | None = None) -> Iterator[None]:
+    def _errors(self, verb: str, which: str = "") -> Iterator[None]:
         try:
             yield
-        except UserError:
-            raise
         except Exception as error:
             # Orbax, TensorStore and the file system raise many kinds; all of them mean that the file can't be used.
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if verb == "read":
-                others = [other for other in self._manager.all_steps() if other != step]
-                remedy = f"it is damaged or of another network; move {self.folder / str(step)} away to go on from " + (
-                    f"step {max(others)}" if others else "the start"
-                )
-                raise UserError(f"checkpoint {step} in {self.folder} can't be read ({what}): {remedy}") from error
-            kept = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+                raise UserError(
+                    f"the checkpoint {self.folder / which} can't be read ({what}): it is damaged or of another "
+                    "network; move it away to start again without it, or name another with --checkpoint"
+                ) from error
+            safe = sorted(int(path.name) for path in self.folder.glob("*/*") if path.name.isdigit())
             raise UserError(
                 f"checkpoints can't be written to {self.folder} ({what}{_free_space(self.folder)}); "
-                + (f"step {kept[-1]} is safe there" if kept else "nothing was saved yet")
+                + (f"step {safe[-1]} is safe there" if safe else "nothing was saved yet")
                 + ": make room or choose another --workdir, then start again"
             ) from error
+
+
+def has_any(workdir: str | pathlib.Path) -> bool:
+    """Whether a run was saved in `workdir`, by a look at the names."""
+    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob("*/*"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Orbax warns of every folder that is opened to be read that it is opened to be read.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _free_space(folder: pathlib.Path) -> str:

@@ -97,7 +97,7 @@ def run(_) -> None:
     workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if MODE.value == "eval":
         overrides = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else {}
-        eval_run(workdir, checkpoint=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
+        eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         return
     try:
         train(CONFIG.value, workdir)
@@ -112,6 +112,8 @@ def main() -> None:
         app.run(run, flags_parser=parse)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

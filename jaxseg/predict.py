@@ -75,8 +75,8 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
     info = data_info(config.data.name)
     model = configs.build_model(config, info.num_classes)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.step_of(checkpoint)
-        variables = checkpoints.restore_variables(abstract_variables(model), step)
+        kind, step = checkpoints.find(checkpoint)
+        variables = checkpoints.restore_variables(abstract_variables(model), kind, step)
     return Predictor(model, variables, info, step, config.data.mean, config.data.std)
 
 

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxseg import checkpoint, figures, metrics
 from jaxseg import config as configs
-from jaxseg import figures, metrics
-from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset, open_dataset, pipeline, transforms
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
@@ -98,8 +97,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
     """
     workdir = pathlib.Path(workdir)
     configs.validate(config)
-    resuming = (workdir / configs.FILE).exists()
-    if resuming:
+    if checkpoint.has_any(workdir):
         configs.check_same(config, workdir)
     mesh = create_mesh()
     check_batch_size(config.data.batch_size, mesh.size)
@@ -120,14 +118,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
     state = replicate(create_state(variables, tx), mesh)
 
     _write_config(config, workdir)
-    with Checkpoints(workdir) as checkpoints, contextlib.ExitStack() as stack:
+    with checkpoint.Checkpoints(workdir) as checkpoints, contextlib.ExitStack() as stack:
         # ---------------------------------------------------------------------------------------- where it goes on
-        start, progress = 0, {"best_mean_iou": None, "best_step": 0, "evaluated": 0, "losses": []}
-        if checkpoints.latest is not None:
-            start = checkpoints.latest
-            if start > num_steps:
-                raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
-            state, progress = checkpoints.restore(state, start)
+        start, progress = checkpoints.latest or 0, {"best_mean_iou": None, "best_step": 0, "evaluated": 0, "losses": []}
+        if start > num_steps:
+            raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
+        if start:
+            state, progress = checkpoints.restore(state)
         writers = stack.enter_context(
             open_writers(workdir, num_steps=num_steps, resume_step=start, log=log, enabled=jax.process_index() == 0)
         )
@@ -160,14 +157,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
         # ------------------------------------------------------------------------------------------------- the loop
         caught = stack.enter_context(catch_signals())
         batches = _train_batches(config, dataset, start)
-        clock = time.perf_counter()
-        timed = 0  # steps since `clock`
+        clock, timed = time.perf_counter(), 0  # steps since `clock`
         for step in range(start, num_steps + 1):
             if step > start:
                 batch = next(batches)
                 state, out = train_step(state, put_batch(batch, mesh))
                 run.pending.append((out["loss"], batch["ids"]))
                 timed += 1
+                if step == start + 1:
+                    jax.block_until_ready(out)
+                    took = time.perf_counter() - clock
+                    writers.message(f"first step after {took:.1f} s, most of them to compile")
+                    if config.train.log_every > 1:
+                        clock, timed = time.perf_counter(), 0
             if step > start and (step % config.train.log_every == 0 or step == num_steps):
                 loss = run.flush(step)
                 rate = timed * config.data.batch_size / (time.perf_counter() - clock)
@@ -178,10 +180,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
             saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
             if due or saving or caught:
                 run.flush(step)
-                mean_iou = run.evaluate(step, state, caught) if due and not caught else None
-                is_best = mean_iou is not None and progress["best_step"] == step
-                if step > start and (saving or caught or is_best):
-                    checkpoints.save(state, {**progress, "losses": run.losses}, mean_iou)
+                if due and not caught and run.evaluate(step, state, caught):
+                    checkpoints.save("best", state, {**progress, "losses": run.losses})
+                if step > start and (saving or caught):
+                    checkpoints.save("latest", state, {**progress, "losses": run.losses})
                 clock, timed = time.perf_counter(), 0
             if caught:
                 checkpoints.wait()
@@ -240,8 +242,11 @@ class _Run:
         self.writers.progress(step, loss=loss, images_per_second=images_per_second, lr=rate)
         self.losses = []
 
-    def evaluate(self, step: int, state, caught: list[int]) -> float | None:
-        """Scores the evaluation split, writes scores and pictures; the mean IoU, or None where a signal came."""
+    def evaluate(self, step: int, state, caught: list[int]) -> bool:
+        """Scores the evaluation split, writes scores and pictures; whether the score is the best so far.
+
+        A signal ends it halfway with nothing written: the run that goes on from here does it again.
+        """
 
         def on_batch(images: int) -> None:
             if caught:
@@ -251,10 +256,11 @@ class _Run:
         try:
             result = score(self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch)
         except Interrupted:
-            return None
+            return False
         scalars = result.scalars(info.class_names)
         mean_iou, best = scalars["val/mean_iou"], self.progress["best_mean_iou"]
-        if best is None or mean_iou > best:
+        is_best = math.isfinite(mean_iou) and (best is None or mean_iou > best)
+        if is_best:
             self.progress |= {"best_mean_iou": mean_iou, "best_step": step}
         self.progress["evaluated"] = step
         self.writers.scalars(step, scalars)
@@ -276,9 +282,9 @@ class _Run:
             + (present if absent else "")
             + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
             + f" ({result.images} images, {time.perf_counter() - started:.1f} s)"
-            + (", the best so far" if self.progress["best_step"] == step else "")
+            + (", the best so far" if is_best else "")
         )
-        return mean_iou
+        return is_best
 
 
 def _due(step: int, every: int, num_steps: int) -> bool:
@@ -351,16 +357,14 @@ def _finish(workdir: pathlib.Path, progress: dict[str, Any], writers: Writers) -
         return
     figures.curves(read_metrics(workdir / METRICS), workdir / "curves.png")
     best = progress["best_mean_iou"]
-    writers.message(
-        f"done: best mean IoU {best:.4f} at step {progress['best_step']}; curves in {workdir / 'curves.png'}, "
-        f"pictures in {workdir / 'figures'}"
-    )
+    score = "no pixel was valid" if best is None else f"best mean IoU {best:.4f} at step {progress['best_step']}"
+    writers.message(f"done: {score}; curves in {workdir / 'curves.png'}, pictures in {workdir / 'figures'}")
 
 
 def eval_run(
     workdir: str | os.PathLike,
     *,
-    checkpoint: str = "best",
+    which: str = "best",
     split: str = "",
     overrides: Mapping[str, Any] | None = None,
     log=print,
@@ -368,7 +372,7 @@ def eval_run(
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
     Args:
-      checkpoint: 'best' by mean IoU, 'latest' or a step.
+      which: the checkpoint: 'best' by mean IoU, 'latest' or a step.
       split: '' for the data set's evaluation split.
       overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no score depends on.
 
@@ -388,9 +392,9 @@ def eval_run(
     dataset = open_data(config)
     info, split = dataset.info, split or dataset.eval_split
     model = configs.build_model(config, info.num_classes)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.step_of(checkpoint)
-        variables = replicate(checkpoints.restore_variables(abstract_variables(model), step), mesh)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        kind, step = checkpoints.find(which)
+        variables = replicate(checkpoints.restore_variables(abstract_variables(model), kind, step), mesh)
     eval_step = create_eval_step(
         model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
     )

@@ -1,0 +1,24 @@
+"""Two simulated devices for every test, exact matrix products, and the folder of files that lie beside the repository."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # `configs` is no part of the installed package
+
+jax.config.update("jax_num_cpu_devices", 2)
+# A GPU rounds float32 products to TF32 otherwise.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("JAXSEG_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: set JAXSEG_SHARED to the folder with data and weights")
+    return folder

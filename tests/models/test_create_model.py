@@ -1,0 +1,67 @@
+"""`create_model` and the configs that call it."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jaxseg.config import build_model
+from jaxseg.data import DATASETS, data_info
+from jaxseg.errors import UserError
+from jaxseg.models import create_model, list_models
+from jaxseg.models.backbones import BACKBONES
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
+ARGUMENTS = {"deeplab": ["", "camvid", "mobilenet_v2", *(f"{b},{d}" for b in BACKBONES for d in DATASETS)]}
+
+
+def deeplab(**changes):
+    return create_model(**{"name": "deeplabv3plus", "backbone": "resnet18", "num_classes": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "deeplab"}, "unknown model 'deeplab'.*deeplabv3plus"),
+        ({"name": "zzz"}, "unknown model 'zzz': there are .*deeplabv3plus"),
+        ({"backbone": "resnet_50"}, "unknown backbone 'resnet_50'.*resnet50"),
+        ({"dtype": "bfloat"}, "unknown dtype 'bfloat'.*bfloat16"),
+        ({"output_stride": 4}, "output_stride is 4.*8, 16, 32"),
+        ({"num_classes": 0}, "num_classes is 0.*at least 1"),
+        ({"seperable": True}, "deeplabv3plus has no option 'seperable'.*did you mean separable"),
+        ({"parent": None}, "no option 'parent'"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(changes, words):
+    with pytest.raises(UserError, match=words):
+        deeplab(**changes)
+
+
+def test_every_family_with_every_backbone_that_it_lists_can_be_made():
+    for name, backbones in list_models().items():
+        assert backbones
+        for backbone in backbones:
+            assert isinstance(create_model(name, backbone=backbone, num_classes=2), nn.Module)
+
+
+def test_the_fields_arrive():
+    model = deeplab(output_stride=8, dtype="bfloat16", dilate_first_block=False, rates=(6, 12, 18), dropout=0.1)
+    assert (model.num_classes, model.rates, model.dropout, model.dtype) == (2, (6, 12, 18), 0.1, jnp.bfloat16)
+    backbone = model.backbone
+    assert (backbone.output_stride, backbone.dilate_first_block, backbone.dtype) == (8, False, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name in CONFIGS for argument in ARGUMENTS.get(name, [None])]
+)
+def test_every_config_builds_its_network(name, argument):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config = get_config() if argument is None else get_config(argument)
+    num_classes = data_info(config.data.name).num_classes
+    model = build_model(config, num_classes)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    assert logits.shape == (1, 64, 64, num_classes)
