@@ -6,6 +6,7 @@ optimizer state) and `progress` (JSON: scores so far, losses not yet written). T
 """
 
 import contextlib
+import copy
 import logging
 import pathlib
 import shutil
@@ -34,13 +35,13 @@ class Checkpoints:
             raise UserError(f"{workdir} has no folder {FOLDER}/: it is no workdir of a run, or nothing was saved yet")
         # Looked for before Orbax cleans up.
         self.half_written = sorted(str(path) for path in self.folder.glob("*/*.orbax-checkpoint-tmp*"))
-        options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            max_to_keep=None if read_only else 1,
-        )
         with self._errors("open"), _quiet():
+            options = ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                max_to_keep=None if read_only else 1,
+            )
             self._managers = {
                 kind: ocp.CheckpointManager(self.folder / kind, options=options)
                 for kind in KINDS
@@ -96,15 +97,20 @@ class Checkpoints:
         # Orbax copies in the background, and on a CPU its copy can be a view of the buffer that the next step reuses.
         state = jax.tree.map(jnp.copy, state)
         with self._errors("write"):
-            if step in manager.all_steps():
+            if kind == "latest":
+                # Its progress names the best step: that one must be whole first.
+                self._managers["best"].wait_until_finished()
+            for stale in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
-                manager.delete(step)
+                if stale >= step:
+                    manager.delete(stale)
             manager.save(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(state.variables),
                     optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                    progress=ocp.args.JsonSave(dict(progress)),
+                    # Written in the background too, while the loop adds losses to the very list in it.
+                    progress=ocp.args.JsonSave(copy.deepcopy(dict(progress))),
                 ),
                 force=True,
             )

@@ -107,7 +107,8 @@ def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "
       How many images were predicted; files that are no images are named and skipped.
 
     Raises:
-      UserError: no run, no input, no image among the files, two files of one name, or an output that can't be written.
+      UserError: no run, no input, no image among the files, an output that would take an input's place or can't be
+        written.
     """
     from tqdm import tqdm
 
@@ -126,6 +127,7 @@ def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "
     except OSError as error:
         raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
     log(f"step {predictor.step} of {workdir}; {len(files)} files of {source}")
+    inputs = {path.resolve() for path in files}
     written: dict[str, pathlib.Path] = {}
     skipped = 0
     for path in tqdm(files, unit="image", disable=None):
@@ -137,6 +139,8 @@ def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "
         # Photos of one name and several kinds keep their kind, or one would overwrite the other.
         name = path.stem if path.stem not in written else path.name
         written[name] = path
+        if (output_path / f"{name}.png").resolve() in inputs:
+            raise UserError(f"{output_path / name}.png is an input and would be overwritten: choose another --output")
         preds = predictor(image)
         info = predictor.info
         try:

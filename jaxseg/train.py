@@ -31,7 +31,7 @@ from jaxseg.step import (
     put_batch,
     replicate,
 )
-from jaxseg.writers import METRICS, Writers, open_writers, read_metrics
+from jaxseg.writers import METRICS, Writers, open_writers, print_line, read_metrics
 
 NUM_EXAMPLES = 4  # images of the split that every evaluation draws
 
@@ -86,7 +86,7 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
+def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
     Leaves there `config.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `figures/` and `curves.png`.
@@ -117,16 +117,27 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
         variables, report = pretrained.load_backbone(variables, config.model.weights, config.model.backbone)
     state = replicate(create_state(variables, tx), mesh)
 
-    _write_config(config, workdir)
-    with checkpoint.Checkpoints(workdir) as checkpoints, contextlib.ExitStack() as stack:
+    with (
+        _disk_errors(workdir),
+        checkpoint.Checkpoints(_make_workdir(workdir)) as checkpoints,
+        contextlib.ExitStack() as stack,
+    ):
         # ---------------------------------------------------------------------------------------- where it goes on
         start, progress = checkpoints.latest or 0, {"best_mean_iou": None, "best_step": 0, "evaluated": 0, "losses": []}
         if start > num_steps:
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
             state, progress = checkpoints.restore(state)
+        _write_config(config, workdir)
         writers = stack.enter_context(
-            open_writers(workdir, num_steps=num_steps, resume_step=start, log=log, enabled=jax.process_index() == 0)
+            open_writers(
+                workdir,
+                num_steps=num_steps,
+                resume_step=start,
+                scored_step=progress["evaluated"],
+                log=log,
+                enabled=jax.process_index() == 0,
+            )
         )
         _greet(config, workdir, dataset, state, mesh, num_steps, writers)
         if config.model.weights and not start:
@@ -187,9 +198,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print) -> None:
                 clock, timed = time.perf_counter(), 0
             if caught:
                 checkpoints.wait()
-                writers.message(
-                    f"stopped by {signal.Signals(caught[0]).name}; step {step} is saved, start again to go on"
-                )
+                saved = f"step {step} is saved, start again to go on" if step else "no step was done yet"
+                writers.message(f"stopped by {signal.Signals(caught[0]).name}; {saved}")
                 raise Interrupted(caught[0])
 
         checkpoints.wait()
@@ -322,16 +332,33 @@ def _train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Ite
     )
 
 
-def _write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _make_workdir(workdir: pathlib.Path) -> pathlib.Path:
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            temporary = workdir / f".{configs.FILE}.{os.getpid()}.tmp"
-            temporary.write_text(configs.to_json(config))
-            os.replace(temporary, workdir / configs.FILE)
     except OSError as error:
         raise UserError(
             f"the workdir {workdir} can't be written ({error.strerror}): choose another --workdir"
+        ) from error
+    return workdir
+
+
+def _write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        temporary = workdir / f".{configs.FILE}.{os.getpid()}.tmp"
+        temporary.write_text(configs.to_json(config))
+        os.replace(temporary, workdir / configs.FILE)
+
+
+@contextlib.contextmanager
+def _disk_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """A full disk as one readable error, also where metrics or pictures meet it first."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or workdir
+        raise UserError(
+            f"{where} can't be read or written ({error.strerror or error}): mend that or make room, then start again "
+            "to go on from the last checkpoint"
         ) from error
 
 

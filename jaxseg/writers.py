@@ -55,13 +55,17 @@ def _parse(line: str) -> dict | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _cut(path: Path, last_step: int) -> None:
-    """Leaves the whole rows up to `last_step` in the file; none where `last_step` is 0."""
+def _cut(path: Path, last_step: int, scored_step: int) -> None:
+    """Leaves the whole rows up to `last_step` in the file, scores up to `scored_step`; none where `last_step` is 0."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
     rows = [(line, _parse(line)) for line in lines]
-    kept = [line + "\n" for line, row in rows if row is not None and row["step"] <= last_step]
+    kept = [
+        line + "\n"
+        for line, row in rows
+        if row is not None and row["step"] <= (scored_step if any(key.startswith("val/") for key in row) else last_step)
+    ]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
@@ -138,9 +142,9 @@ class Writers:
 
 
 class _FileWriters(Writers):
-    def __init__(self, workdir: Path, num_steps: int, resume_step: int, log: Log):
+    def __init__(self, workdir: Path, num_steps: int, resume_step: int, scored_step: int, log: Log):
         workdir.mkdir(parents=True, exist_ok=True)
-        _cut(workdir / METRICS, resume_step)
+        _cut(workdir / METRICS, resume_step, scored_step)
         self._metrics = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._log = log
         self._num_steps = num_steps
@@ -252,6 +256,7 @@ def open_writers(
     *,
     num_steps: int,
     resume_step: int,
+    scored_step: int | None = None,
     log: Log = print_line,
     enabled: bool = True,
 ) -> Writers:
@@ -262,9 +267,12 @@ def open_writers(
       num_steps: the step that the run ends at.
       resume_step: the step that the run goes on from. Lines of metrics.jsonl that are later, or half written, are cut
         off; at 0 the file starts empty.
+      scored_step: the last step whose scores stay, where that is before `resume_step`: those of a later one will come
+        again.
       log: is called with each line of text.
       enabled: whether this process writes; the others get a writer that does nothing.
     """
     if not enabled:
         return Writers()
-    return _FileWriters(Path(workdir), num_steps, resume_step, log)
+    scored_step = resume_step if scored_step is None else scored_step
+    return _FileWriters(Path(workdir), num_steps, resume_step, scored_step, log)

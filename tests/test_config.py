@@ -1,0 +1,210 @@
+"""What is refused before any data is read, what may change when a run goes on, and epochs as steps."""
+
+import json
+import pathlib
+
+import pytest
+from helpers import ROOT, tiny_config
+from ml_collections import ConfigDict, config_flags
+
+from configs import default
+from jaxseg import config as configs
+from jaxseg.config import MAY_DIFFER, NAMES, RANGES, backbone_and_data, check_same, flatten, num_steps, validate
+from jaxseg.errors import UserError
+
+pytest_plugins = ["fixtures"]
+
+FIELDS = flatten(default.get_config())
+
+
+def quickstart(**overrides):
+    config = default.get_config()
+    config.train.num_steps = 10
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
+    return config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_there_is_can_be_run(path):
+    namespace = {}
+    exec(compile(path.read_text(), path, "exec"), namespace)
+    config = namespace["get_config"]()
+    if path.stem == "default":
+        config.train.num_steps = 1  # left to whoever runs it
+    validate(config)
+    assert flatten(config).keys() >= FIELDS.keys()
+    with pytest.raises(AttributeError):
+        config.train.num_step = 1  # locked
+
+
+def test_every_number_of_the_config_has_a_range_or_a_check_of_its_own():
+    numbers = {field for field, value in FIELDS.items() if type(value) in (int, float)}
+    assert numbers - RANGES.keys() == {"data.crop_size", "model.output_stride"}
+    assert RANGES.keys() | NAMES.keys() | set(MAY_DIFFER) <= FIELDS.keys()
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_a_number_below_its_range_is_refused_and_its_lowest_is_not(field):
+    low, inclusive = RANGES[field]
+    with pytest.raises(UserError, match=rf"^{field} is -1(\.0)?: it must be (at least|more than) {low}$"):
+        validate(quickstart(**{field.replace(".", "__"): type(FIELDS[field])(-1)}))
+    other = {"train.num_steps": {"train__num_epochs": 1.0}, "train.num_epochs": {"train__num_steps": 1}}.get(field, {})
+    lowest = quickstart(**{**other, field.replace(".", "__"): type(FIELDS[field])(low)})
+    if inclusive:
+        validate(lowest)
+    else:
+        with pytest.raises(UserError, match=f"{field} is 0"):
+            validate(lowest)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.name", "camvit", r"unknown data set \(data.name\) 'camvit': did you mean camvid"),
+        ("model.name", "deeplab", r"unknown model \(model.name\) 'deeplab': did you mean deeplabv3plus"),
+        ("model.backbone", "resnet51", r"unknown backbone \(model.backbone\) 'resnet51': did you mean .*resnet50"),
+        ("model.dtype", "float16", r"unknown dtype \(model.dtype\) 'float16': did you mean .*float32"),
+        ("optim.name", "adan", r"unknown optimizer \(optim.name\) 'adan': did you mean adam"),
+        ("optim.schedule", "cosin", r"unknown schedule \(optim.schedule\) 'cosin': did you mean cosine"),
+        ("loss.class_weights", "median", r"unknown kind of class weights .* did you mean median_frequency"),
+    ],
+)
+def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
+    with pytest.raises(UserError, match=message):
+        validate(quickstart(**{field.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train__num_epochs": 2.0}, "train.num_steps is 10 and train.num_epochs 2.0: set one of them"),
+        ({"train__num_steps": 0}, "train.num_steps is 0 and train.num_epochs 0.0: set one of them"),
+        ({"data__crop_size": 31}, "data.crop_size is 31: .* at least 32"),
+        ({"loss__label_smoothing": 1.0}, "loss.label_smoothing is 1.0: it must be less than 1"),
+        ({"optim__learning_rate": float("nan")}, "optim.learning_rate is nan"),
+        ({"data__scale": (2.0, 0.5)}, r"data.scale is \(2.0, 0.5\): it must be \(lowest, highest\)"),
+        ({"data__scale": (0.0, 1.0)}, r"data.scale is \(0.0, 1.0\)"),
+        ({"data__scale": (1.0,)}, r"data.scale is \(1.0,\)"),
+        ({"data__scale": ()}, r"data.scale is \(\)"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        validate(quickstart(**overrides))
+
+
+@pytest.mark.parametrize("crop", [(32,), (32, 31), (32, 32, 3), (32.0, 32.0)])
+def test_a_crop_has_two_sides_of_32_or_more(crop):
+    config = quickstart()
+    with config.ignore_type():
+        config.data.crop_size = crop
+    with pytest.raises(UserError, match="data.crop_size is"):
+        validate(config)
+    with config.ignore_type():
+        config.data.crop_size = (32, 64)
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "images", "batch", "due"),
+    [(7, 0.0, 100, 4, 7), (0, 3.0, 8, 2, 12), (0, 0.5, 100, 10, 5), (0, 1.0, 10, 4, 2), (0, 0.01, 8, 4, 1)],
+)
+def test_epochs_become_steps(steps, epochs, images, batch, due):
+    config = quickstart(train__num_steps=steps, train__num_epochs=epochs, data__batch_size=batch)
+    assert num_steps(config, images) == due
+
+
+@pytest.mark.parametrize(
+    ("argument", "due"),
+    [
+        ("", ("resnet50", "voc")),
+        ("resnet18", ("resnet18", "voc")),
+        ("camvid", ("resnet50", "camvid")),
+        ("mobilenet_v2,shapes", ("mobilenet_v2", "shapes")),
+        ("shapes,mobilenet_v2", ("mobilenet_v2", "shapes")),
+    ],
+)
+def test_an_argument_names_backbone_and_data_in_any_order(argument, due):
+    assert backbone_and_data(argument, ("resnet50", "voc")) == due
+
+
+def test_a_word_that_is_neither_names_the_nearest():
+    with pytest.raises(UserError, match="unknown backbone or data set 'camvit': did you mean camvid"):
+        backbone_and_data("resnet50,camvit", ("resnet50", "voc"))
+
+
+def test_the_written_config_reads_back_the_same(tmp_path):
+    config = quickstart(data__scale=(0.5, 2.0))
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert flatten(configs.read(tmp_path)) == flatten(config)
+    check_same(config, tmp_path)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field, tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(quickstart()))
+    value = FIELDS[field]
+    other = {bool: lambda: not value, str: lambda: value + "x", tuple: lambda: (*value[:-1], 0.25)}
+    changed = quickstart(**{field.replace(".", "__"): other.get(type(value), lambda: value + 1)()})
+    may = {
+        *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),
+        *("data.eval_batch_size", "data.workers"),
+    }
+    if field in may:
+        check_same(changed, tmp_path)
+    else:
+        with pytest.raises(UserError, match=rf"another config.*\n  {field}: .* there, .* now$"):
+            check_same(changed, tmp_path)
+
+
+def test_fields_that_only_one_of_the_two_has_are_told(tmp_path):
+    old = json.loads(configs.to_json(quickstart()))
+    del old["train"]["seed"]
+    old["train"]["colour"] = "blue"
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="train.colour: blue there, not set now\n  train.seed: not set there, 0 now"):
+        check_same(quickstart(), tmp_path)
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is no workdir of a run: it has no config.json"):
+        configs.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"data":')
+    with pytest.raises(UserError, match="config.json can't be read"):
+        configs.read(tmp_path)
+
+
+def test_options_reach_the_network(tiny):
+    config = tiny_config()
+    with config.unlocked():
+        config.model.options = ConfigDict({"width": 5})
+    model = configs.build_model(config, 11)
+    assert (model.width, model.num_classes) == (5, 11)
+    with config.unlocked():
+        config.model.options = ConfigDict({"widht": 5})
+    with pytest.raises(UserError, match="tiny has no option 'widht': did you mean width"):
+        configs.build_model(config, 11)
+
+
+def test_lists_of_a_config_that_was_read_back_become_tuples(tiny):
+    config = ConfigDict(json.loads(configs.to_json(quickstart())))
+    config.model.options = ConfigDict({"rates": [1, 2, 3]})
+    assert configs.build_model(config, 11).rates == (1, 2, 3)
+
+
+def test_the_name_of_the_workdir_comes_from_the_config():
+    from jaxseg.main import default_workdir
+
+    assert default_workdir("configs/quickstart.py") == str(pathlib.Path("runs/quickstart"))
+    assert default_workdir("configs/deeplab.py:resnet50,voc") == str(pathlib.Path("runs/deeplab-resnet50-voc"))
+    assert default_workdir("/far/away/mine.py:voc") == str(pathlib.Path("runs/mine-voc"))
+
+
+def test_the_config_flag_gives_file_and_argument():
+    # The default workdir is made of it.
+    from absl import flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["program", f"--config={ROOT / 'configs' / 'deeplab.py'}:resnet18,shapes"])
+    assert config_flags.get_config_filename(values["config"]).endswith("deeplab.py:resnet18,shapes")

@@ -1,0 +1,200 @@
+"""One device or two: the same step, the same counts."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxseg.errors import UserError
+from jaxseg.models import create_model
+from jaxseg.state import create_state, init_variables
+from jaxseg.step import (
+    check_batch_size,
+    create_eval_step,
+    create_mesh,
+    create_train_step,
+    fill_colour,
+    normalise,
+    put_batch,
+    replicate,
+)
+
+SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def make_batch(size: int = 4, num_classes: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, (size, 64, 64)).astype(np.uint8)
+    # Another share of ignored pixels in each image: a mean of means over devices would be another loss.
+    for i in range(size):
+        labels[i, : 12 * i] = 255
+    return {"images": rng.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8), "labels": labels}
+
+
+def devices(count: int):
+    found = jax.devices("cpu")
+    assert len(found) >= 2
+    return found[:count]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Two training steps and one of evaluation on one device and on two, from the same start."""
+    model = create_model("deeplabv3plus", backbone="resnet18", num_classes=3, features=16, rates=(1, 2, 3))
+    tx = optax.sgd(0.01, momentum=0.9)
+    start = jax.tree.map(np.asarray, create_state(init_variables(model, 0), tx))
+    results = []
+    for count in (1, 2):
+        mesh = create_mesh(devices(count))
+        state = replicate(start, mesh)
+        out = create_eval_step(model, mesh, **SCALE)(state.variables, put_batch(make_batch(), mesh))
+        scored = {key: np.asarray(value) for key, value in out.items()}
+        step, losses = create_train_step(model, tx, mesh, **SCALE, seed=3, label_smoothing=0.1), []
+        for i in range(2):
+            state, metrics = step(state, put_batch(make_batch(seed=i), mesh))
+            losses.append(float(metrics["loss"]))
+        results.append((start, state, losses, scored))
+    return results
+
+
+def difference(a, b) -> float:
+    gaps = jax.tree.map(lambda x, y: np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(), a, b)
+    return max(jax.tree.leaves(gaps))
+
+
+def test_two_devices_take_the_step_of_one(runs):
+    (start, one, losses_one, _), (_, two, losses_two, _) = runs
+    assert losses_two == pytest.approx(losses_one, abs=1e-5)
+    assert difference(one.params, two.params) < 1e-5
+    assert difference(one.batch_stats, two.batch_stats) < 1e-5
+    # Not because nothing moved.
+    assert difference(one.params, start.params) > 1e-3
+    assert difference(one.batch_stats, start.batch_stats) > 1e-2
+    assert int(one.step) == int(two.step) == 2
+
+
+def test_the_state_is_whole_on_both_devices(runs):
+    _, (_, state, *_) = runs
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == 2
+
+
+def test_two_devices_count_as_one(runs):
+    (*_, one), (*_, two) = runs
+    np.testing.assert_array_equal(one["counts"], two["counts"])
+    np.testing.assert_array_equal(one["preds"], two["preds"])
+    assert one["loss_sum"] == pytest.approx(two["loss_sum"], rel=1e-6)
+
+
+def test_evaluation_counts_every_valid_pixel_of_the_predictions_it_gives(runs):
+    out, batch = runs[0][-1], make_batch()
+    valid = batch["labels"] != 255
+    due = np.zeros((3, 3), int)
+    np.add.at(due, (batch["labels"][valid], out["preds"][valid]), 1)
+    np.testing.assert_array_equal(out["counts"], due)
+    assert out["preds"].dtype == np.uint8
+    assert 0 < out["loss_sum"] / valid.sum() < 20
+
+
+def test_bfloat16_trains_with_finite_numbers_and_float32_state():
+    model = create_model(
+        "deeplabv3plus", backbone="mobilenet_v2", num_classes=3, dtype="bfloat16", features=16, rates=(1, 2, 3)
+    )
+    tx, mesh = optax.adam(1e-3), create_mesh(devices(1))
+    state = replicate(create_state(init_variables(model, 0), tx), mesh)
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0)
+    losses = []
+    for _ in range(2):
+        state, metrics = step(state, put_batch(make_batch(), mesh))
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+class Dropped(nn.Module):
+    """Logits that are nothing but dropout."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        self.variable("batch_stats", "none", jnp.zeros, ())
+        kernel = self.param("kernel", nn.initializers.ones, (3, 2))
+        return nn.Dropout(0.5, deterministic=not train)(jnp.ones_like(images)) @ (kernel * jnp.array([1.0, -1.0]))
+
+
+def test_dropout_is_drawn_from_the_seed_and_the_step():
+    model, tx, mesh = Dropped(), optax.sgd(0.0), create_mesh(devices(1))
+    variables = jax.tree.map(np.asarray, init_variables(model, 0))
+    batch = put_batch(make_batch(num_classes=2), mesh)
+
+    def loss_at(number: int, seed: int) -> float:
+        state = create_state(variables, tx).replace(step=jnp.asarray(number))
+        return float(create_train_step(model, tx, mesh, **SCALE, seed=seed)(replicate(state, mesh), batch)[1]["loss"])
+
+    assert loss_at(5, 0) == loss_at(5, 0)
+    assert len({loss_at(5, 0), loss_at(6, 0), loss_at(5, 1)}) == 3
+
+
+def test_the_weight_of_the_loss_scales_it():
+    model, tx, mesh = Dropped(), optax.sgd(0.0), create_mesh(devices(1))
+    variables = jax.tree.map(np.asarray, init_variables(model, 0))
+
+    def loss(**options):
+        step = create_train_step(model, tx, mesh, **SCALE, seed=0, **options)
+        return float(step(replicate(create_state(variables, tx), mesh), put_batch(make_batch(num_classes=2), mesh))[1]["loss"])
+
+    assert loss(cross_entropy_weight=0.25) == pytest.approx(0.25 * loss())
+    assert loss(class_weights=(2.0, 0.5)) != pytest.approx(loss(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("size", "count", "near"), [(10, 4, "8 or 12"), (3, 4, "4"), (9, 2, "8 or 10")])
+def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest_sizes(size, count, near):
+    with pytest.raises(UserError, match=f"^data.batch_size is {size}, which {count} devices .*: take {near}$"):
+        check_batch_size(size, count)
+    with pytest.raises(UserError, match="^eval is"):
+        check_batch_size(size, count, "eval")
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 4), (4, 4), (3, 1)])
+def test_a_batch_that_the_devices_divide_is_taken(size, count):
+    assert check_batch_size(size, count) is None
+
+
+def test_a_batch_goes_to_the_devices_by_row_and_leaves_what_is_no_array():
+    mesh, batch = create_mesh(devices(2)), make_batch()
+    put = put_batch({**batch, "ids": ["a", "b", "c", "d"]}, mesh)
+    assert put.keys() == {"images", "labels"}
+    assert put["images"].dtype == jnp.uint8
+    halves = sorted(put["images"].addressable_shards, key=lambda shard: shard.index[0].start)
+    np.testing.assert_array_equal(np.concatenate([shard.data for shard in halves]), batch["images"])
+    assert [shard.data.shape[0] for shard in halves] == [2, 2]
+
+
+def test_replicating_makes_buffers_of_its_own():
+    """The step donates its state: what it was made from must live on."""
+    mesh = create_mesh(devices(1))
+    original = jax.device_put(jnp.arange(4.0), devices(1)[0])
+    copy = replicate(original, mesh)
+    copy.delete()
+    np.testing.assert_array_equal(original, np.arange(4.0))
+
+
+def test_normalise_by_hand():
+    images = np.array([[[[0, 51, 255]]]], np.uint8)
+    result = normalise(jnp.asarray(images), (0.5, 0.2, 0.0), (0.25, 0.5, 2.0))
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, [[[[-2.0, 0.0, 0.5]]]], atol=1e-6)
+
+
+def test_the_fill_colour_is_the_one_nearest_to_0():
+    mean, std = SCALE["mean"], SCALE["std"]
+    colour = fill_colour(mean)
+    assert colour == (124, 116, 104)
+    # Half a step of a byte is as near as a byte comes.
+    values = np.asarray(normalise(np.array([colour], np.uint8), mean, std))
+    assert np.abs(values * std).max() <= 0.5 / 255 + 1e-6

@@ -1,0 +1,312 @@
+"""Runs: what they leave behind, what each field of a config changes, and going on after any kind of end."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import time
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps
+
+from jaxseg import checkpoint
+from jaxseg import train as running
+from jaxseg.data import data_info
+from jaxseg.errors import UserError
+from jaxseg.train import Interrupted, train
+
+pytest_plugins = ["fixtures"]
+
+CLASSES = data_info("camvid").class_names
+
+
+def scored(workdir):
+    return {row["step"]: row["val/mean_iou"] for row in rows(workdir) if "val/mean_iou" in row}
+
+
+def logged(workdir):
+    return [row["step"] for row in rows(workdir) if "train/loss" in row]
+
+
+def contents(workdir):
+    """A hash of every file but the events: every start opens a new file of those."""
+    files = (path for path in sorted(workdir.rglob("*")) if path.is_file() and "events" not in path.parts)
+    return {str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def signal_this(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def crash():
+    raise RuntimeError("the machine went away")
+
+
+# ---------------------------------------------------------------------------------------------------- an unbroken run
+
+
+def test_a_run_writes_its_config(finished, workplace):
+    assert json.loads((finished / "config.json").read_text()) == json.loads(
+        json.dumps(workplace.config().to_dict())  # tuples become lists
+    )
+
+
+def test_rows_of_training_come_when_due_with_all_their_values(finished):
+    written = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert logged(finished) == [2, 4, 6, 8, 10, 12]
+    for row in written:
+        if "train/loss" in row:
+            assert set(row) == {"step", "train/loss", "train/learning_rate", *TIMES}
+            assert row["train/loss"] > 0 and row["train/images_per_second"] > 0
+            assert row["train/images_per_second"] == pytest.approx(2 * row["train/steps_per_second"])
+
+
+def test_rows_of_evaluation_come_when_due_with_all_their_values(finished):
+    evaluations = [row for row in rows(finished) if "train/loss" not in row]
+    assert [row["step"] for row in evaluations] == [4, 8, 12]
+    for row in evaluations:
+        assert {"val/loss", "val/mean_iou", "val/pixel_accuracy", "val/mean_dice", "val/absent_classes"} <= set(row)
+        assert {f"val/iou/{name}" for name in CLASSES} <= set(row)
+        present = [row[f"val/iou/{name}"] for name in CLASSES if row[f"val/iou/{name}"] is not None]
+        assert len(present) == len(CLASSES) - row["val/absent_classes"] < len(CLASSES)
+        assert row["val/mean_iou"] == pytest.approx(np.mean(present))
+        assert row["val/pixels"] == 3 * (48 - 6) * 64  # the strip of void does not count
+
+
+def test_the_learning_rate_of_a_row_is_that_of_its_step(finished):
+    for row in rows(finished):
+        if "train/learning_rate" in row:
+            # The first step is taken with the schedule at 0.
+            due = 0.05 * (1 - (row["step"] - 1) / 12) ** 0.9
+            assert row["train/learning_rate"] == pytest.approx(due, rel=1e-5)
+
+
+def test_best_is_the_best_row(finished):
+    scores = scored(finished)
+    best = max(scores, key=scores.get)
+    assert best != 12, "the test needs a run whose last score is not its best"
+    assert steps(finished, "best") == [best] and steps(finished, "latest") == [12]
+    progress = saved(finished, "best")["progress"]
+    assert (progress["best_step"], progress["best_mean_iou"], progress["evaluated"]) == (best, scores[best], best)
+
+
+def test_pictures_curves_and_events_are_written(finished):
+    names = [f"step_{step:07d}.png" for step in (4, 8, 12)]
+    assert sorted(path.name for path in (finished / "figures").iterdir()) == names
+    for path in [*(finished / "figures").iterdir(), finished / "curves.png"]:
+        assert cv2.imread(str(path)).std() > 0
+    (events,) = (finished / "events").iterdir()
+    for name in ("train/loss", "val/mean_iou", "val/iou/sky", "val/predictions", "config", "parameters"):
+        assert name.encode() in events.read_bytes()
+
+
+def test_nothing_half_written_is_left(finished):
+    assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
+    assert sorted(path.name for path in finished.iterdir()) == [
+        *("checkpoints", "config.json", "curves.png", "events", "figures", "metrics.jsonl")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ what a field changes
+
+
+@pytest.mark.parametrize(
+    ("fields", "scores_at", "rows_at", "saved_at"),
+    [
+        ({"train__eval_every": 5}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
+        ({"train__eval_every": 0}, [12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
+        ({"train__checkpoint_every": 5}, [4, 8, 12], [2, 4, 6, 8, 10, 12], [5, 10, 12]),
+        ({"train__log_every": 5}, [4, 8, 12], [5, 10, 12], [3, 6, 9, 12]),
+        ({"train__num_steps": 0, "train__num_epochs": 3.0}, [4, 8, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
+    ],
+)
+def test_an_interval_changes_when_and_not_what(
+    fields, scores_at, rows_at, saved_at, finished, tiny, tmp_path, monkeypatch
+):
+    seen, save = [], checkpoint.Checkpoints.save
+
+    def noted(self, kind, state, progress):
+        seen.extend([int(state.step)] * (kind == "latest"))
+        save(self, kind, state, progress)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", noted)
+    train(tiny.config(**fields), tmp_path, log=lambda line: None)
+    assert (list(scored(tmp_path)), logged(tmp_path), seen) == (scores_at, rows_at, saved_at)
+    left, right = saved(tmp_path, "latest"), saved(finished, "latest")
+    del left["progress"], right["progress"]
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+    same = scored(tmp_path).keys() & scored(finished).keys()
+    assert {step: scored(tmp_path)[step] for step in same} == {step: scored(finished)[step] for step in same}
+
+
+def test_a_row_has_the_mean_loss_since_the_row_before(finished, tiny, tmp_path):
+    train(tiny.config(train__log_every=1), tmp_path, log=lambda line: None)
+    one_by_one = [row["train/loss"] for row in rows(tmp_path) if "train/loss" in row]
+    in_pairs = [row["train/loss"] for row in rows(finished) if "train/loss" in row]
+    np.testing.assert_allclose(in_pairs, np.reshape(one_by_one, (6, 2)).mean(1), rtol=1e-12)
+    assert len(set(one_by_one)) == 12
+
+
+def test_the_seed_changes_the_run(finished, tiny, tmp_path):
+    train(tiny.config(train__seed=1, train__num_steps=2), tmp_path, log=lambda line: None)
+    assert rows(tmp_path)[0]["train/loss"] != rows(finished)[0]["train/loss"]
+
+
+# ------------------------------------------------------------------------------------------------------------ going on
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, step, finished, tiny, tmp_path, monkeypatch):
+    lines = []
+    with monkeypatch.context() as patch:
+        at_step(patch, step, signal_this(number))
+        with pytest.raises(Interrupted) as interrupted:
+            train(tiny.config(), tmp_path, log=lines.append)
+    assert interrupted.value.number == number
+    assert lines[-1] == f"stopped by {number.name}; step {step} is saved, start again to go on"
+    assert steps(tmp_path, "latest") == [step]
+    train(tiny.config(), tmp_path, log=lines.append)
+    assert f"going on from step {step}" in lines
+    assert_same_run(tmp_path, finished)
+
+
+def test_signals_are_handled_as_before_once_a_run_ends(tiny, tmp_path, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    at_step(monkeypatch, 1, signal_this(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(tiny.config(), tmp_path, log=lambda line: None)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("at", [4, 12])
+def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_again(at, finished, tiny, tmp_path, monkeypatch):
+    evaluate, calls = running.evaluate, []
+
+    def signalled(*arguments, **keywords):
+        calls.append(None)
+        if 4 * len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", signalled)
+        with pytest.raises(Interrupted):
+            train(tiny.config(), tmp_path, log=lambda line: None)
+    assert steps(tmp_path, "latest") == [at] and at not in scored(tmp_path)
+    # What goes on scores that step first; if it dies before its next checkpoint, the next one scores it again.
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, crash)
+        if at < 12:
+            with pytest.raises(RuntimeError, match="went away"):
+                train(tiny.config(), tmp_path, log=lambda line: None)
+        else:
+            train(tiny.config(), tmp_path, log=lambda line: None)
+    assert at in scored(tmp_path)
+    train(tiny.config(), tmp_path, log=lambda line: None)
+    assert rows(tmp_path) == rows(finished)
+    assert steps(tmp_path, "best") == steps(finished, "best")
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(finished, tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, crash)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(tiny.config(), tmp_path, log=lambda line: None)
+    assert steps(tmp_path, "latest") == [6] and steps(tmp_path, "best") == [8]
+    assert logged(tmp_path)[-1] == 8
+    train(tiny.config(), tmp_path, log=lambda line: None)
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(finished_copy, tiny):
+    before, lines = contents(finished_copy), []
+    train(tiny.config(), finished_copy, log=lines.append)
+    assert lines[-1].startswith("done: best mean IoU")
+    after = contents(finished_copy)
+    assert after.keys() == before.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_a_run_goes_on_for_longer_and_with_other_intervals(finished, finished_copy, tiny):
+    longer = tiny.config(
+        train__num_steps=16,
+        train__eval_every=5,
+        train__checkpoint_every=2,
+        train__log_every=1,
+        data__eval_batch_size=4,
+        data__workers=0,
+    )
+    train(longer, finished_copy, log=lambda line: None)
+    assert rows(finished_copy)[: len(rows(finished))] == rows(finished)
+    assert list(scored(finished_copy)) == [4, 8, 12, 15, 16]
+    assert logged(finished_copy)[-5:] == [12, 13, 14, 15, 16]
+    assert steps(finished_copy, "latest") == [16]
+    assert json.loads((finished_copy / "config.json").read_text())["train"]["num_steps"] == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optim__learning_rate": 0.1}, "another config; .*\n  optim.learning_rate: 0.05 there, 0.1 now$"),
+        ({"model__options": {"width": 16}}, "\n  model.options.width: not set there, 16 now$"),
+        ({"train__num_steps": 6}, "is trained to step 12 already, beyond train.num_steps 6"),
+    ],
+)
+def test_another_run_is_refused_and_nothing_changes(fields, message, finished_copy, tiny):
+    before = contents(finished_copy)
+    config = tiny.config()
+    with config.unlocked():
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    with pytest.raises(UserError, match=message):
+        train(config, finished_copy, log=lambda line: None)
+    assert contents(finished_copy) == before
+
+
+def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, crash)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(tiny.config(), tmp_path, log=lambda line: None)
+    assert logged(tmp_path) == [2]
+    train(tiny.config(optim__learning_rate=0.01, train__num_steps=1), tmp_path, log=lambda line: None)
+    assert logged(tmp_path) == [1]
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["learning_rate"] == 0.01
+
+
+@pytest.mark.slow
+def test_five_kills_at_any_moment_change_no_bit(tiny, tmp_path):
+    config = tiny.config(train__num_steps=60, train__eval_every=7)
+    train(config, tmp_path / "unbroken", log=lambda line: None)
+    chance = random.Random(0)
+    arguments = ["jaxseg.main", *flags_of(config), f"--workdir={tmp_path / 'killed'}"]
+    # TensorFlow takes seconds to import and has no part in this; a step takes long enough here to be hit.
+    before = (
+        "import sys, time, helpers\n"
+        "sys.modules['tensorflow'] = None\n"
+        "put = helpers.running.put_batch\n"
+        "helpers.running.put_batch = lambda batch, mesh: (time.sleep(0.05), put(batch, mesh))[1]\n"
+    )
+    reached = []
+    for _ in range(5):
+        process = tiny.start(*arguments, before=before)
+        wanted = chance.randint(1, 4)
+        for line in process.stdout:
+            if found := re.match(r"step (\d+)/60 ", line):
+                wanted -= 1
+                if not wanted:
+                    reached.append(int(found[1]))
+                    break
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert len(reached) == 5 and reached[-1] > reached[0]
+    status, _, err = tiny.run(*arguments, before=before)
+    assert status == 0, err
+    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
