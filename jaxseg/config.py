@@ -113,9 +113,9 @@ def validate(config: ConfigDict) -> None:
     sides = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
         raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
-    low, *high = config.data.scale
-    if len(high) != 1 or not 0 < low <= high[0]:
-        raise UserError(f"data.scale is {tuple(config.data.scale)}: it must be (lowest, highest), both above 0")
+    scale = tuple(config.data.scale)
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise UserError(f"data.scale is {scale}: it must be (lowest, highest), both above 0")
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:

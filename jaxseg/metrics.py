@@ -31,17 +31,16 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
       counts: integers `[C, C]`, `counts[true, pred]`.
 
     Returns:
-      floats in [0, 1] and arrays `[C]` (NaN for a class without meaning there). A class is *absent* when it is in no
-      label and in no prediction; it is left out of means over IoU and Dice. Means over recall leave out the classes
-      that are in no label, means over precision those in no prediction. With tp, t, p the diagonal, the row and the
-      column sums, and n all pixels:
+      floats in [0, 1] and arrays `[C]`. A class without a labelled pixel is *absent*: NaN in the arrays and left out of
+      every mean; what is predicted as it still costs the class that it is taken from. With tp, t, p the diagonal, the
+      row and the column sums, and n all pixels:
 
-      - `pixel_accuracy`: sum tp / n; `mean_accuracy`: mean of tp / t, which is also the macro `recall`.
+      - `pixel_accuracy`: sum tp / n; `mean_accuracy`: mean of tp / t, which is also `mean_recall`.
       - `iou`: tp / (t + p - tp); `mean_iou` its mean; `frequency_weighted_iou`: sum t / n * iou (Long et al. 2015,
         section 5); `micro_iou`: sum tp / sum (t + p - tp).
       - `dice`: 2 tp / (t + p), which is F1; `mean_dice` (macro) and `micro_dice`, equal to the pixel accuracy.
-      - `precision`: tp / p, `mean_precision`; `recall`: tp / t, `mean_recall`.
-      - `absent_classes`: how many were left out of `mean_iou`; `pixels`: n.
+      - `precision`: tp / p, 0 where a class was never predicted; `recall`: tp / t; `mean_precision`, `mean_recall`.
+      - `absent_classes`: how many were left out of the means; `pixels`: n.
 
       A split without a single valid pixel gives NaN everywhere.
     """
@@ -57,8 +56,12 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
         present = values[~np.isnan(values)]
         return float(present.mean()) if present.size else float("nan")
 
-    iou, dice = ratio(hits, union), ratio(2 * hits, true + pred)
-    precision, recall = ratio(hits, pred), ratio(hits, true)
+    present = true > 0
+    iou, dice, recall = (
+        np.where(present, ratio(above, below), np.nan)
+        for above, below in ((hits, union), (2 * hits, true + pred), (hits, true))
+    )
+    precision = np.where(present, np.nan_to_num(ratio(hits, pred)), np.nan)
     return {
         "pixel_accuracy": float(ratio(hits.sum(), total)),
         "mean_accuracy": mean(recall),
@@ -69,7 +72,7 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
         "micro_dice": float(ratio(2 * hits.sum(), 2 * total)),
         "mean_precision": mean(precision),
         "mean_recall": mean(recall),
-        "absent_classes": int((union == 0).sum()),
+        "absent_classes": int((~present).sum()),
         "pixels": total,
         "iou": iou,
         "dice": dice,

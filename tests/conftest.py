@@ -1,4 +1,4 @@
-"""Two simulated devices for every test, exact matrix products, and the folder of files that lie beside the repository."""
+"""Two simulated devices for every test, exact matrix products, and the folder of files beside the repository."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """A network and a data set so small that a run takes a second, and finished runs of them for all tests to share.
 
 The network is registered as the family and the backbone `tiny`; it has what resuming can get wrong, BatchNorm and
-dropout. The fixtures are in `fixtures.py`.
+dropout. The fixtures are in `tiny_runs.py`.
 """
 
 import itertools

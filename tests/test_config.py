@@ -12,7 +12,7 @@ from jaxseg import config as configs
 from jaxseg.config import MAY_DIFFER, NAMES, RANGES, backbone_and_data, check_same, flatten, num_steps, validate
 from jaxseg.errors import UserError
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["tiny_runs"]
 
 FIELDS = flatten(default.get_config())
 
@@ -144,7 +144,7 @@ def test_the_written_config_reads_back_the_same(tmp_path):
 def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field, tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(quickstart()))
     value = FIELDS[field]
-    other = {bool: lambda: not value, str: lambda: value + "x", tuple: lambda: (*value[:-1], 0.25)}
+    other = {bool: lambda: not value, str: lambda: value + "x", list: lambda: (*value[:-1], 0.25)}
     changed = quickstart(**{field.replace(".", "__"): other.get(type(value), lambda: value + 1)()})
     may = {
         *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),

@@ -96,16 +96,16 @@ def test_scores_by_hand():
 
 
 def test_an_absent_class_is_left_out_of_the_means():
-    """Class 1 is absent; class 2 is predicted and never true, class 3 true and never predicted: both have an IoU of 0."""
+    """Classes 1 and 2 are in no label, and class 2 is predicted; class 3 is in the labels and never predicted."""
     result = scores(np.array([[4, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]]))
     nan = np.nan
-    assert result["absent_classes"] == 1
-    np.testing.assert_array_equal(result["iou"], [0.5, nan, 0, 0])
-    np.testing.assert_array_equal(result["dice"], [8 / 12, nan, 0, 0])
-    np.testing.assert_array_equal(result["precision"], [4 / 6, nan, 0, nan])
+    assert result["absent_classes"] == 2
+    np.testing.assert_array_equal(result["iou"], [0.5, nan, nan, 0])
+    np.testing.assert_array_equal(result["dice"], [8 / 12, nan, nan, 0])
+    np.testing.assert_array_equal(result["precision"], [4 / 6, nan, nan, 0])
     np.testing.assert_array_equal(result["recall"], [4 / 6, nan, nan, 0])
-    assert result["mean_iou"] == pytest.approx(0.5 / 3)
-    assert result["mean_dice"] == pytest.approx(8 / 12 / 3)
+    assert result["mean_iou"] == pytest.approx(0.5 / 2)
+    assert result["mean_dice"] == pytest.approx(8 / 12 / 2)
     assert result["mean_precision"] == pytest.approx(4 / 6 / 2)
     assert result["mean_recall"] == result["mean_accuracy"] == pytest.approx(4 / 6 / 2)
     assert result["frequency_weighted_iou"] == pytest.approx(6 / 8 * 0.5)
@@ -141,6 +141,7 @@ def test_permuting_classes_permutes_scores(counts, order):
 
 @given(COUNTS)
 def test_swapping_labels_and_predictions_swaps_precision_and_recall(counts):
+    counts = counts + np.eye(len(counts), dtype=counts.dtype)  # every class in labels and predictions
     result, swapped = scores(counts), scores(counts.T)
     for a, b in (("precision", "recall"), ("recall", "precision"), ("iou", "iou"), ("dice", "dice")):
         np.testing.assert_array_equal(result[a], swapped[b])
@@ -150,10 +151,9 @@ def test_swapping_labels_and_predictions_swaps_precision_and_recall(counts):
 def test_scores_equal_those_of_scikit_learn(true, pred):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     result = scores(sklearn_metrics.confusion_matrix(true, pred, labels=range(4)))
-    present = np.union1d(true, pred)  # scikit-learn has no absent classes: they would count 0
-    options = {"labels": present, "average": "macro", "zero_division": np.nan}
-    assert result["mean_iou"] == pytest.approx(sklearn_metrics.jaccard_score(true, pred, labels=present, average="macro"))
-    assert result["mean_dice"] == pytest.approx(sklearn_metrics.f1_score(true, pred, labels=present, average="macro"))
+    options = {"labels": np.unique(true), "average": "macro", "zero_division": 0}
+    assert result["mean_iou"] == pytest.approx(sklearn_metrics.jaccard_score(true, pred, **options))
+    assert result["mean_dice"] == pytest.approx(sklearn_metrics.f1_score(true, pred, **options))
     assert result["mean_precision"] == pytest.approx(sklearn_metrics.precision_score(true, pred, **options))
     assert result["mean_recall"] == pytest.approx(sklearn_metrics.recall_score(true, pred, **options))
     assert result["pixel_accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(true, pred))

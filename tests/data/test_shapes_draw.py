@@ -73,7 +73,7 @@ def test_tables_agree():
     assert len(np.unique(PALETTE, axis=0)) == 13
     assert CLASS_NAMES[0] == "background" and len(CLASS_NAMES) == 13
     assert set(SILHOUETTES) == set(TEXTURES) == set(CLASS_NAMES[1:])
-    assert (shapes_draw.TRAIN, shapes_draw.VAL) == (512, 64)
+    assert (shapes_draw.TRAIN, shapes_draw.VAL) == (2048, 64)
 
 
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])

@@ -146,7 +146,10 @@ def test_it_learns_two_images_by_heart():
     scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
     tx = optax.adam(2e-3)
     state = replicate(create_state(init_variables(model, 0), tx), mesh)
-    step, batch = create_train_step(model, tx, mesh, **scale, seed=0), put_batch({"images": images, "labels": labels}, mesh)
+    step, batch = (
+        create_train_step(model, tx, mesh, **scale, seed=0),
+        put_batch({"images": images, "labels": labels}, mesh),
+    )
     for _ in range(60):
         state, metrics = step(state, batch)
     counts = np.asarray(create_eval_step(model, mesh, **scale)(state.variables, batch)["counts"])

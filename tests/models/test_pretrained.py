@@ -117,7 +117,7 @@ def test_a_file_of_another_backbone_is_refused_with_the_first_dozen_faults(mobil
 
 
 def test_a_backbone_without_a_table_is_refused(mobilenet, tmp_path):
-    with pytest.raises(UserError, match="resnet51.*resnet50"):
+    with pytest.raises(UserError, match=r"resnet51.*resnet50"):
         load({}, mobilenet[0], tmp_path, "resnet51")
 
 
@@ -126,7 +126,7 @@ def test_a_file_cut_short_is_refused(mobilenet, tmp_path, kept):
     path = tmp_path / "cut.safetensors"
     save_file(mobilenet[1], path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match="cut.safetensors can't be read as safetensors.*cut short"):
+    with pytest.raises(UserError, match=r"cut\.safetensors can't be read as safetensors.*cut short"):
         read_safetensors(path)
 
 
@@ -134,7 +134,7 @@ def test_a_file_cut_short_is_refused(mobilenet, tmp_path, kept):
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="weights.safetensors can't be read as safetensors.*another kind"):
+    with pytest.raises(UserError, match=r"weights\.safetensors can't be read as safetensors.*another kind"):
         read_safetensors(path)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of tiny runs, for test modules that say `pytest_plugins = ["fixtures"]`."""
+"""Fixtures of tiny runs, for test modules that say `pytest_plugins = ["tiny_runs"]`."""
 
 import pathlib
 import shutil
