@@ -1,6 +1,9 @@
-"""A network that learns a dozen textured shapes from scratch in minutes on a laptop.
+"""A network that learns a dozen kinds of textured shapes from scratch, in minutes on a laptop.
 
-python -m jaxseg.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m jaxseg.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+ResNet-18, which learns from scratch sooner than MobileNetV2 does (a mean IoU of 0.66 against 0.23 after 5,000 images);
+small rates and a narrow decoder, because the coarsest feature is 8x8. Two CPU cores: about 5 minutes, mean IoU 0.87.
 """
 
 from configs import default
@@ -8,6 +11,13 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.train.num_steps = 480
-    config.train.eval_every = 160
+    config.model.backbone = "resnet18"
+    with config.unlocked():
+        config.model.options.rates = (1, 2, 3)
+        config.model.options.features = 128
+        config.model.options.dropout = 0.1
+    config.data.batch_size = 8
+    config.optim.learning_rate = 2e-3
+    config.train.num_steps = 1200
+    config.train.eval_every = 300
     return config

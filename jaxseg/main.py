@@ -11,11 +11,10 @@ from ml_collections import config_flags
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
+from jaxseg.process import use_compile_cache, use_huge_pages
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -79,28 +78,6 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
         field = override.removeprefix("config.")
         if field not in fields and not field.startswith("model.options."):
             raise UserError(f"there is no field --{override}: {nearest(field, fields)}")
-
-
-def use_huge_pages() -> None:
-    """Starts the process anew with glibc asking for huge pages, where it can and does not yet.
-
-    Every step on a CPU takes gigabytes of fresh memory; mapped in pages of 4 KiB that costs two fifths of the step. The
-    setting is read when a process starts, hence before anything heavy is imported.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text():
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    os.execv(sys.executable, sys.orig_argv)
-
-
-def use_compile_cache() -> None:
-    """Programs compiled once are read from the user's cache folder the next time; JAX's own settings go first."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(root, "jaxseg", "xla"))
 
 
 def run(_) -> None:

@@ -13,6 +13,7 @@ from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo, data_info
 from jaxseg.errors import UserError
+from jaxseg.process import use_compile_cache
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
 
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the folder for NAME.png (class indices) and NAME_overlay.png")
     parser.add_argument("--checkpoint", default="best", help="best (by mean IoU, the default), latest or a step")
     args = parser.parse_args()
+    use_compile_cache()
     try:
         predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint)
     except UserError as error:
