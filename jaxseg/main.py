@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
-from jaxseg.process import use_compile_cache, use_huge_pages
+from jaxseg.process import Interrupted, use_compile_cache, use_huge_pages
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -83,7 +83,8 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
 def run(_) -> None:
     # Libraries tell on this level what they looked for and did not find.
     logging.set_verbosity(logging.WARNING)
-    from jaxseg.train import Interrupted, eval_run, train
+    from jaxseg.score import eval_run
+    from jaxseg.train import train
 
     use_compile_cache()
     workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))

@@ -1,8 +1,11 @@
-"""What a command does to its own process before it computes: memory pages and compiled programs."""
+"""What a command does to its own process: memory pages, compiled programs, signals."""
 
+import contextlib
 import os
 import pathlib
+import signal
 import sys
+from collections.abc import Iterator
 
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -27,3 +30,31 @@ def use_compile_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(root, "jaxseg", "xla"))
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C came; `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C are appended to instead of ending the process; a second one ends it at once."""
+    caught: list[int] = []
+    before = {}
+
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    with contextlib.suppress(ValueError):  # outside the main thread there are no signals to catch
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

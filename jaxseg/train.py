@@ -7,21 +7,22 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, figures, metrics
+from jaxseg import checkpoint, figures
 from jaxseg import config as configs
-from jaxseg.data import Dataset, open_dataset, pipeline, transforms
+from jaxseg.data import Dataset, pipeline, transforms
 from jaxseg.errors import UserError
-from jaxseg.evaluate import Evaluation, evaluate
 from jaxseg.models import pretrained
 from jaxseg.optim import create_optimizer, create_schedule
-from jaxseg.state import abstract_variables, create_state, init_variables
+from jaxseg.process import Interrupted, catch_signals
+from jaxseg.score import open_data, score_split
+from jaxseg.state import create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
     create_eval_step,
@@ -32,58 +33,6 @@ from jaxseg.step import (
     replicate,
 )
 from jaxseg.writers import METRICS, Writers, open_writers, print_line, read_metrics
-
-NUM_EXAMPLES = 4  # images of the split that every evaluation draws
-
-
-def open_data(config: ConfigDict) -> Dataset:
-    """The data set of a config, prepared."""
-    return open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
-
-
-def score(
-    config: ConfigDict, dataset: Dataset, split: str, eval_step, variables, mesh, on_batch=lambda images: None
-) -> Evaluation:
-    """`variables` on a whole split."""
-    batches = pipeline.eval_batches(
-        dataset.source(split),
-        dataset.sizes(split),
-        batch_size=config.data.eval_batch_size // jax.process_count(),
-        fill=fill_colour(config.data.mean),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    # Neighbours in a split are often frames of one film: the examples are spread over it.
-    examples_at = set(np.linspace(0, dataset.lengths[split] - 1, NUM_EXAMPLES).astype(int).tolist())
-    return evaluate(eval_step, variables, batches, mesh, examples_at=examples_at, on_batch=on_batch)
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C came; `number` is the signal's."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C are appended to instead of ending the process; a second one ends it at once."""
-    caught: list[int] = []
-    before = {}
-
-    def note(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    with contextlib.suppress(ValueError):  # outside the main thread there are no signals to catch
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
@@ -264,7 +213,7 @@ class _Run:
 
         info, split, started = self.dataset.info, self.dataset.eval_split, time.perf_counter()
         try:
-            result = score(self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch)
+            result = score_split(self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch)
         except Interrupted:
             return False
         scalars = result.scalars(info.class_names)
@@ -386,47 +335,3 @@ def _finish(workdir: pathlib.Path, progress: dict[str, Any], writers: Writers) -
     best = progress["best_mean_iou"]
     score = "no pixel was valid" if best is None else f"best mean IoU {best:.4f} at step {progress['best_step']}"
     writers.message(f"done: {score}; curves in {workdir / 'curves.png'}, pictures in {workdir / 'figures'}")
-
-
-def eval_run(
-    workdir: str | os.PathLike,
-    *,
-    which: str = "best",
-    split: str = "",
-    overrides: Mapping[str, Any] | None = None,
-    log=print,
-) -> dict[str, float]:
-    """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
-
-    Args:
-      which: the checkpoint: 'best' by mean IoU, 'latest' or a step.
-      split: '' for the data set's evaluation split.
-      overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no score depends on.
-
-    Raises:
-      UserError: there is no such run, checkpoint or split, or an override would make another run of it.
-    """
-    from tqdm import tqdm
-
-    config = configs.read(workdir)
-    for field, value in (overrides or {}).items():
-        if field not in ("data.dir", "data.eval_batch_size"):
-            raise UserError(f"--mode=eval scores the run as it was trained: --config.{field} can't be set anew")
-        config.update_from_flattened_dict({field: value})
-    configs.validate(config)
-    mesh = create_mesh()
-    check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
-    dataset = open_data(config)
-    info, split = dataset.info, split or dataset.eval_split
-    model = configs.build_model(config, info.num_classes)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        kind, step = checkpoints.find(which)
-        variables = replicate(checkpoints.restore_variables(abstract_variables(model), kind, step), mesh)
-    eval_step = create_eval_step(
-        model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
-    )
-    with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=None) as bar:
-        result = score(config, dataset, split, eval_step, variables, mesh, bar.update)
-    log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images at their own sizes")
-    log(metrics.table(result.counts, info.class_names))
-    return result.scalars(info.class_names, split)

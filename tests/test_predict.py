@@ -10,8 +10,7 @@ import jaxseg
 from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
-from jaxseg.train import eval_run
-from jaxseg.train import score as score_split
+from jaxseg.score import eval_run, score_split
 
 pytest_plugins = ["tiny_runs"]
 

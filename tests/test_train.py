@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps
 
-from jaxseg import checkpoint
-from jaxseg import train as running
+from jaxseg import checkpoint, score
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
-from jaxseg.train import Interrupted, train
+from jaxseg.process import Interrupted
+from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
 
@@ -186,7 +186,7 @@ def test_signals_are_handled_as_before_once_a_run_ends(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize("at", [4, 12])
 def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_again(at, finished, tiny, tmp_path, monkeypatch):
-    evaluate, calls = running.evaluate, []
+    evaluate, calls = score.evaluate, []
 
     def signalled(*arguments, **keywords):
         calls.append(None)
@@ -195,7 +195,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_is_done_again(at, finished, ti
         return evaluate(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "evaluate", signalled)
+        patch.setattr(score, "evaluate", signalled)
         with pytest.raises(Interrupted):
             train(tiny.config(), tmp_path, log=lambda line: None)
     assert steps(tmp_path, "latest") == [at] and at not in scored(tmp_path)
