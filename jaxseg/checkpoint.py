@@ -96,10 +96,10 @@ class Checkpoints:
         step, manager = int(state.step), self._managers[kind]
         # Orbax copies in the background, and on a CPU its copy can be a view of the buffer that the next step reuses.
         state = jax.tree.map(jnp.copy, state)
+        # The progress of 'latest' names the best step, which must be whole first; and what is still being written can't
+        # be deleted.
+        self.wait()
         with self._errors("write"):
-            # The progress of 'latest' names the best step, which must be whole first; and what is still being written
-            # can't be deleted.
-            self.wait()
             for stale in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
                 if stale >= step:
@@ -159,6 +159,8 @@ class Checkpoints:
     def _errors(self, verb: str, which: str = "") -> Iterator[None]:
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
             # Orbax, TensorStore and the file system raise many kinds; all of them mean that the file can't be used.
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -68,9 +68,9 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
     if not os.path.isfile(path):
         near = sorted(str(name) for name in pathlib.Path(os.path.dirname(path) or ".").glob("*.py"))
         raise UserError(f"there is no config file {path}: {nearest(path, near) if near else 'give its path'}")
-    get_config = runpy.run_path(path).get("get_config")
+    get_config = runpy.run_path(path).get("get_config") if path.endswith(".py") else None
     if get_config is None:
-        raise UserError(f"{path} is no config: it has no function get_config")
+        raise UserError(f"{path} is no config: that is a .py file with a function get_config")
     if argument and not inspect.signature(get_config).parameters:
         raise UserError(f"{path} takes no argument, but ':{argument}' came")
     fields = flatten(get_config(argument) if argument else get_config())
@@ -83,6 +83,9 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
 def run(_) -> None:
     # Libraries tell on this level what they looked for and did not find.
     logging.set_verbosity(logging.WARNING)
+    # Orbax logs the traceback of a failed save once for each of its threads; what it raises is told as one line.
+    orbax = f"{os.sep}orbax{os.sep}"
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info or orbax not in record.pathname)
     from jaxseg.score import eval_run
     from jaxseg.train import train
 

@@ -136,6 +136,8 @@ class Workplace:
             "TFDS_DATA_DIR": str(self.prepared),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # As the commands set it, which start anew for it.
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
             "JAX_NUM_CPU_DEVICES": "2",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),

@@ -14,6 +14,7 @@ from helpers import ROOT, assert_same_run, flags_of, one_error, rows, steps
 from PIL import Image
 
 from jaxseg import main
+from jaxseg.process import use_compile_cache
 
 pytest_plugins = ["tiny_runs"]
 
@@ -109,11 +110,11 @@ def test_compiled_programs_are_kept_in_the_users_cache(cache_home, monkeypatch, 
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        main.use_compile_cache()
+        use_compile_cache()
         root = tmp_path / "caches" if cache_home else tmp_path / "home" / ".cache"
         assert jax.config.jax_compilation_cache_dir == str(root / "jaxseg" / "xla")
         jax.config.update("jax_compilation_cache_dir", "/elsewhere")
-        main.use_compile_cache()
+        use_compile_cache()
         assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -1,5 +1,6 @@
 """What a run must survive: each mistake ends in one readable message, and nothing that was saved is lost."""
 
+import dataclasses
 import os
 import pathlib
 import stat
@@ -11,7 +12,9 @@ from helpers import flags_of, one_error, rows, saved, steps, write_camvid
 from PIL import Image
 
 from jaxseg.checkpoint import Checkpoints
+from jaxseg.data.camvid import CamVid
 from jaxseg.errors import UserError
+from jaxseg.models import pretrained
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -101,9 +104,10 @@ def test_numbers_that_do_not_fit(fields, message, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_are_no_weights(tiny, tmp_path):
+def test_weights_that_are_no_weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(pretrained.TABLES, "tiny", lambda: iter(()))
     path = tmp_path / "weights.safetensors"
-    config = tiny.config(model__weights=str(path), model__name="deeplabv3plus", model__backbone="mobilenet_v2")
+    config = tiny.config(model__weights=str(path))
     assert refused(config, tmp_path / "run") == f"weights: there is no file {path}"
     path.write_bytes(b"these are no weights, whatever the name says")
     message = refused(config, tmp_path / "run")
@@ -128,11 +132,10 @@ def test_a_workdir_that_may_not_be_written(tiny, tmp_path):
         train(tiny.config(), workdir / "run", log=lambda line: None)
 
 
-def test_class_weights_that_the_data_has_none_of(tiny, tmp_path):
-    message = refused(
-        tiny.config(data__name="shapes", data__dir="", loss__class_weights="median_frequency"), tmp_path / "run"
-    )
-    assert message.startswith("loss.class_weights is median_frequency, but shapes has no class weights")
+def test_class_weights_that_the_data_has_none_of(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(CamVid, "INFO", dataclasses.replace(CamVid.INFO, class_weights=None))
+    message = refused(tiny.config(loss__class_weights="median_frequency"), tmp_path / "run")
+    assert message == "loss.class_weights is median_frequency, but camvid has no class weights: leave it ''"
 
 
 # -------------------------------------------------------------------------------------------------- while it goes on
@@ -170,6 +173,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save = helpers.running.checkpoint.Checkpoints.save
 def full(self, kind, state, progress):
     if int(state.step) >= 6:
+        self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
     save(self, kind, state, progress)
 helpers.running.checkpoint.Checkpoints.save = full
@@ -234,8 +238,6 @@ def test_a_disk_that_is_full_where_anything_else_is_written(name, tiny, tmp_path
             ["--config=configs/quickstart.py", "--mode=evaluate"],
             "flag --mode=evaluate: value should be one of <train|eval>",
         ),
-        (["--config=configs/quickstart.py", "--config.train.num_steps=many"], "flag --config.train.num_steps=many: "),
-        (["--config=configs/quickstart.py", "--config.data.batch_size=2.5"], "flag --config.data.batch_size=2.5: "),
     ],
 )
 def test_a_command_line_that_can_not_be(flags, message, monkeypatch):
@@ -261,7 +263,7 @@ def test_a_command_line_that_can_not_be(flags, message, monkeypatch):
     ("flags", "message"),
     [
         (["--config.data.dir=/no/such/folder"], "error: the data folder /no/such/folder does not exist"),
-        (["--config.optim.schedule=cosin"], "error: unknown schedule (optim.schedule) 'cosin': did you mean cosine?"),
+        (["--config.data.batch_size=2.5"], "error: flag --config.data.batch_size=2.5: invalid literal for int()"),
         (["--config.model.bakbone=resnet18"], "error: there is no field --config.model.bakbone: did you mean model.b"),
     ],
 )
