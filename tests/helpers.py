@@ -167,6 +167,17 @@ class Workplace:
         return process.returncode, out, err
 
 
+class _Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+
+
+def without_tensorflow() -> None:
+    """Makes TensorFlow a package that is not installed, for this process; where it is, its import takes seconds."""
+    sys.meta_path.insert(0, _Missing())
+
+
 def run_module(module: str) -> None:
     """What `python -m MODULE` does, in this process."""
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -18,9 +18,9 @@ from jaxseg.process import use_compile_cache
 
 pytest_plugins = ["tiny_runs"]
 
-WITHOUT_TENSORFLOW = "import sys\nsys.modules['tensorflow'] = None\n"  # its import takes seconds
+WITHOUT_TENSORFLOW = "helpers.without_tensorflow()\n"
 SLOW_STEPS = """
-import time, helpers
+import time
 put = helpers.running.put_batch
 helpers.running.put_batch = lambda batch, mesh: (time.sleep(0.2), put(batch, mesh))[1]
 """

@@ -168,7 +168,6 @@ def test_a_loss_that_is_no_number_before_any_checkpoint(tiny, tmp_path):
 # The disk is full from the first save of step 6 on: no file may grow beyond some bytes.
 FULL = """
 import resource, signal
-import helpers
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save = helpers.running.checkpoint.Checkpoints.save
 def full(self, kind, state, progress):

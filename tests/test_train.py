@@ -285,10 +285,10 @@ def test_five_kills_at_any_moment_change_no_bit(tiny, tmp_path):
     train(config, tmp_path / "unbroken", log=lambda line: None)
     chance = random.Random(0)
     arguments = ["jaxseg.main", *flags_of(config), f"--workdir={tmp_path / 'killed'}"]
-    # TensorFlow takes seconds to import and has no part in this; a step takes long enough here to be hit.
+    # A step takes long enough here to be hit.
     before = (
-        "import sys, time, helpers\n"
-        "sys.modules['tensorflow'] = None\n"
+        "import time\n"
+        "helpers.without_tensorflow()\n"
         "put = helpers.running.put_batch\n"
         "helpers.running.put_batch = lambda batch, mesh: (time.sleep(0.05), put(batch, mesh))[1]\n"
     )
