@@ -1,6 +1,7 @@
 """The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
 
 import inspect
+import logging as stdlib_logging
 import os
 import pathlib
 import runpy
@@ -83,9 +84,12 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
 def run(_) -> None:
     # Libraries tell on this level what they looked for and did not find.
     logging.set_verbosity(logging.WARNING)
-    # Orbax logs the traceback of a failed save once for each of its threads; what it raises is told as one line.
+    # Orbax, and asyncio underneath, tell of a failed save in pages of tracebacks from threads of their own, beside the
+    # exception that they raise; that one is told as one line.
     orbax = f"{os.sep}orbax{os.sep}"
     logging.get_absl_logger().addFilter(lambda record: not record.exc_info or orbax not in record.pathname)
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
     from jaxseg.score import eval_run
     from jaxseg.train import train
 

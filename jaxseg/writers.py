@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -196,6 +195,8 @@ class _FileWriters(Writers):
         self._event("write_hparams", plain)
 
     def overview(self, variables: Mapping) -> None:
+        import jax
+
         # Copied now: by the time the thread comes to it, a training step may have taken the buffers over.
         arrays = jax.tree.map(np.array, dict(variables))
         self._last = self._thread.submit(self._write_overview, arrays)

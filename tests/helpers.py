@@ -167,15 +167,20 @@ class Workplace:
         return process.returncode, out, err
 
 
-class _Missing:
+class _Without:
+    def __init__(self, finder, package):
+        self.finder, self.package = finder, package
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tensorflow":
-            raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+        return None if name.partition(".")[0] == self.package else self.finder.find_spec(name, path, target)
 
 
 def without_tensorflow() -> None:
     """Makes TensorFlow a package that is not installed, for this process; where it is, its import takes seconds."""
-    sys.meta_path.insert(0, _Missing())
+    sys.meta_path[:] = [_Without(finder, "tensorflow") for finder in sys.meta_path]
 
 
 def run_module(module: str) -> None:

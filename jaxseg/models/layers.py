@@ -103,21 +103,22 @@ def _depthwise_shifted_grads(x, kernel, dy, stride, padding, dilation):
 
     # dw: a sum over batch and place a tap, one row of dy at a time so that all taps read it while it is in cache (three
     # to six times faster than one reduction a tap). The sum over the batch comes last: with a batch sharded over
-    # devices it is then one exchange instead of one a row. Accumulated in float32 whatever the compute type.
+    # devices it is then one exchange instead of one a row. Accumulated in float32 at least.
     batch, width_out = x.shape[0], out_hw[1]
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
 
     def add_row(i, sums):
-        dy_row = jax.lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False).astype(jnp.float32)
+        dy_row = jax.lax.dynamic_index_in_dim(dy, i, axis=1, keepdims=False).astype(wide)
         products = []
         for a in range(size):
             row = jax.lax.dynamic_index_in_dim(padded, i * stride + a * dilation, axis=1, keepdims=False)
             for b in range(size):
                 left = b * dilation
-                window = row[:, left : left + (width_out - 1) * stride + 1 : stride].astype(jnp.float32)
+                window = row[:, left : left + (width_out - 1) * stride + 1 : stride].astype(wide)
                 products.append((window * dy_row).sum(axis=1))
         return sums + jnp.stack(products)
 
-    sums = jnp.zeros((size * size, batch, x.shape[-1]), jnp.float32)
+    sums = jnp.zeros((size * size, batch, x.shape[-1]), wide)
     dw = jax.lax.fori_loop(0, out_hw[0], add_row, sums).sum(axis=1)
     return dx, dw.reshape(kernel.shape).astype(kernel.dtype)
 
