@@ -18,6 +18,6 @@ def get_config():
         config.model.options.dropout = 0.1
     config.data.batch_size = 8
     config.optim.learning_rate = 2e-3
-    config.train.num_steps = 1200
-    config.train.eval_every = 300
+    config.train.num_steps = 1100
+    config.train.eval_every = 275
     return config
