@@ -100,10 +100,9 @@ class Checkpoints:
         # be deleted.
         self.wait()
         with self._errors("write"):
-            for stale in manager.all_steps():
+            if step in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
-                if stale >= step:
-                    manager.delete(stale)
+                manager.delete(step)
             manager.save(
                 step,
                 args=ocp.args.Composite(

@@ -133,6 +133,7 @@ class Workplace:
         """Of a process that computes as this one does."""
         return {
             **os.environ,
+            "PYTHONUNBUFFERED": "",  # lines are to come by themselves when they are written
             "TFDS_DATA_DIR": str(self.prepared),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
