@@ -163,6 +163,11 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} can't be read ({error})") from error
 
 
+def get_config(workdir: str) -> ConfigDict:
+    """This file as a config file, `jaxseg/config.py:WORKDIR`: a finished run's, for `--mode=eval --workdir=WORKDIR`."""
+    return read(workdir)
+
+
 def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     """Refuses to go on in a workdir whose run had another config.
 

@@ -44,8 +44,12 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
     """
     words = dict(word.lstrip("-").partition("=")[::2] for word in argv[1:] if word.startswith("-"))
-    finished_run = words.get("mode") == "eval" and words.get("workdir") and not words.get("config")
-    if not finished_run and not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
+    if words.get("mode") == "eval" and words.get("workdir") and not words.get("config"):
+        from jaxseg import config
+
+        words["config"] = f"{config.__file__}:{words['workdir']}"
+        argv = [argv[0], f"--config={words['config']}", *argv[1:]]
+    if not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
         check_config(words.get("config", ""), [word for word in words if word.startswith("config.")])
     try:
         return app.parse_flags_with_usage(argv) if "help" in words else flags.FLAGS(argv)
@@ -96,7 +100,7 @@ def run(_) -> None:
     use_compile_cache()
     workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     if MODE.value == "eval":
-        overrides = config_flags.get_override_values(flags.FLAGS["config"]) if CONFIG.value else {}
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])
         eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         return
     try:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,20 @@ def test_a_finished_run_is_scored_without_its_config(finished, tiny):
     (row,) = [row for row in rows(finished) if row["step"] == 8 and "val/mean_iou" in row]
     assert f"mean IoU {100 * row['val/mean_iou']:.2f} over" in out
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_scored_on_data_that_lies_elsewhere(finished, tiny, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny.data, moved)
+    for folder in ("val", "valannot"):
+        sorted((moved / folder).iterdir())[0].unlink()
+    arguments = ["jaxseg.main", "--mode=eval", f"--workdir={finished}"]
+    status, out, err = tiny.run(*arguments, f"--config.data.dir={moved}", "--config.data.eval_batch_size=4")
+    assert status == 0, err
+    assert "camvid val: 2 images at their own sizes" in out
+    status, out, err = tiny.run(*arguments, "--config.data.dri=x")
+    assert one_error(status, err).startswith("error: there is no field --config.data.dri: did you mean data.dir or ")
 
 
 @pytest.mark.slow
