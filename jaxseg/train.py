@@ -116,7 +116,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
 
         # ------------------------------------------------------------------------------------------------- the loop
         caught = stack.enter_context(catch_signals())
-        batches = _train_batches(config, dataset, start)
+        batches = stack.enter_context(contextlib.closing(_train_batches(config, dataset, start)))
         clock, timed = time.perf_counter(), 0  # steps since `clock`
         for step in range(start, num_steps + 1):
             if step > start:

@@ -73,6 +73,9 @@ def train_batches(
     # Grain's worker processes read absl's flags, which nobody has parsed in a notebook or a test.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    # What workers have read ahead when the run ends, Python's resource tracker clears away, and warns of it.
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
 
