@@ -30,13 +30,14 @@ def get_config() -> ConfigDict:
     model.name = "deeplabv3plus"  # the family
     model.backbone = "mobilenet_v2"  # mobilenet_v2, resnet18, resnet34, resnet50, resnet101
     model.output_stride = 16  # of the backbone: 8, 16 or 32
-    model.dilate_first_block = True  # SMP's rule of dilation; False: torchvision's
+    model.backbone_options = ConfigDict()  # fields of the backbone, where a config gives any
     model.options = ConfigDict()  # fields of the family, where a config gives any
     model.weights = ""  # a .safetensors file with the backbone's weights under torchvision's names; '': from scratch
     model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and logits are float32
 
     config.loss = loss = ConfigDict()
     loss.cross_entropy = 1.0  # its weight
+    loss.auxiliary = 0.4  # weight of the auxiliary head's cross entropy, where the network has one
     loss.label_smoothing = 0.0  # share of the target spread over all classes
     loss.class_weights = ""  # '' for ones, or median_frequency, where the data set publishes them
 

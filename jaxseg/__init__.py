@@ -7,12 +7,14 @@ import importlib
 
 _HOMES = {
     "create_model": "jaxseg.models",
+    "export_weights": "jaxseg.models.pretrained",
     "list_models": "jaxseg.models",
     "load": "jaxseg.predict",
+    "load_pretrained": "jaxseg.models.pretrained",
     "UserError": "jaxseg.errors",
 }
 
-__all__ = ["UserError", "create_model", "list_models", "load"]
+__all__ = ["UserError", "create_model", "export_weights", "list_models", "load", "load_pretrained"]
 
 
 def __getattr__(name: str):

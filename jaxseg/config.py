@@ -45,6 +45,7 @@ RANGES = {
     "data.jitter": (0, True),
     "data.workers": (0, True),
     "loss.cross_entropy": (0, False),
+    "loss.auxiliary": (0, True),
     "loss.label_smoothing": (0, True),
     "optim.learning_rate": (0, False),
     "optim.backbone_lr_scale": (0, True),
@@ -130,10 +131,14 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
         backbone=model.backbone,
         num_classes=num_classes,
         output_stride=model.output_stride,
-        dilate_first_block=model.dilate_first_block,
         dtype=model.dtype,
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in model.options.items()},
+        backbone_options=_options(model.backbone_options),
+        **_options(model.options),
     )
+
+
+def _options(options: ConfigDict) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:

@@ -81,7 +81,7 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
     fields = flatten(get_config(argument) if argument else get_config())
     for override in overrides:
         field = override.removeprefix("config.")
-        if field not in fields and not field.startswith("model.options."):
+        if field not in fields and not field.startswith(("model.options.", "model.backbone_options.")):
             raise UserError(f"there is no field --{override}: {nearest(field, fields)}")
 
 

@@ -5,6 +5,7 @@ Runs on jax, flax, optax and numpy alone. A batch is a dict of numpy arrays as t
 traffic of float32.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ def create_train_step(
     std: Sequence[float],
     seed: int,
     cross_entropy_weight: float = 1.0,
+    auxiliary_weight: float = 0.4,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     ignore_label: int = 255,
@@ -74,7 +76,8 @@ def create_train_step(
 
     The batch is sharded over the mesh's `data` axis and the state is whole on every device, so BatchNorm's statistics,
     the loss and the gradient are those of the global batch. Dropout's key is folded from the seed and the step: a
-    resumed run draws what the unbroken one draws.
+    resumed run draws what the unbroken one draws. Logits that the network sows as `aux` add their cross entropy, times
+    `auxiliary_weight`, to the loss.
     """
 
     def loss_fn(params, state, batch):
@@ -82,17 +85,21 @@ def create_train_step(
             {"params": params, "batch_stats": state.batch_stats},
             normalise(batch["images"], mean, std),
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "aux"],
             rngs={"dropout": jax.random.fold_in(jax.random.key(seed), state.step)},
         )
-        loss = cross_entropy_weight * cross_entropy(
-            logits,
-            batch["labels"].astype(jnp.int32),
+        labels = batch["labels"].astype(jnp.int32)
+        pixel_loss = functools.partial(
+            cross_entropy,
+            labels=labels,
             ignore_label=ignore_label,
             class_weights=class_weights,
             label_smoothing=label_smoothing,
         )
-        return loss, updates["batch_stats"]
+        loss = cross_entropy_weight * pixel_loss(logits)
+        for aux_logits in jax.tree.leaves(updates.get("aux", {})):
+            loss += auxiliary_weight * pixel_loss(aux_logits)
+        return loss, updates.get("batch_stats", {})
 
     def train_step(state, batch):
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)

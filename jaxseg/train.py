@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
 
     variables = init_variables(model, config.train.seed)
     if config.model.weights:
-        variables, report = pretrained.load_backbone(variables, config.model.weights, config.model.backbone)
+        variables, report = pretrained.load_backbone(model, variables, config.model.weights)
     state = replicate(create_state(variables, tx), mesh)
 
     with (
@@ -105,6 +105,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             std=config.data.std,
             seed=config.train.seed,
             cross_entropy_weight=config.loss.cross_entropy,
+            auxiliary_weight=config.loss.auxiliary,
             class_weights=class_weights,
             label_smoothing=config.loss.label_smoothing,
             ignore_label=info.ignore_label,

@@ -53,9 +53,11 @@ class Tiny(nn.Module):
 
     backbone: nn.Module
     num_classes: int
+    in_channels: int = 3
     dropout: float = 0.2
     width: int = 8
     dtype: Any = jnp.float32
+    default_output_stride = 16
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -68,7 +70,7 @@ class Tiny(nn.Module):
 
 def register(setitem: Callable[[dict, str, Any], object] = dict.__setitem__) -> None:
     """Makes `tiny` a family and a backbone of this process."""
-    setitem(FAMILIES, "tiny", Tiny)
+    setitem(FAMILIES, "tiny", dict.fromkeys([*BACKBONES, "tiny"], Tiny))
     setitem(BACKBONES, "tiny", TinyBackbone)
 
 

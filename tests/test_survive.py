@@ -8,7 +8,7 @@ import stat
 import cv2
 import numpy as np
 import pytest
-from helpers import flags_of, one_error, rows, saved, steps, write_camvid
+from helpers import TinyBackbone, flags_of, one_error, rows, saved, steps, write_camvid
 from PIL import Image
 
 from jaxseg.checkpoint import Checkpoints
@@ -105,7 +105,7 @@ def test_numbers_that_do_not_fit(fields, message, tiny, tmp_path):
 
 
 def test_weights_that_are_no_weights(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(pretrained.TABLES, "tiny", lambda: iter(()))
+    monkeypatch.setitem(pretrained.torchvision.BACKBONES, TinyBackbone, lambda backbone: iter(()))
     path = tmp_path / "weights.safetensors"
     config = tiny.config(model__weights=str(path))
     assert refused(config, tmp_path / "run") == f"weights: there is no file {path}"

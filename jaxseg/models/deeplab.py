@@ -39,7 +39,7 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+ on any backbone: `[B, H, W, 3]` normalised images to float32 logits `[B, H, W, num_classes]`.
+    """DeepLabV3+ on any backbone: `[B, H, W, C]` normalised images to float32 logits `[B, H, W, num_classes]`.
 
     Fields:
       backbone: a backbone module; its last feature feeds the pyramid, the one at stride 4 the decoder.
@@ -50,15 +50,17 @@ class DeepLabV3Plus(nn.Module):
 
     backbone: nn.Module
     num_classes: int
+    in_channels: int = 3
     rates: tuple[int, int, int] = (12, 24, 36)
     separable: bool = True
     features: int = 256
     dropout: float = 0.5
     dtype: jnp.dtype = jnp.float32
+    default_output_stride = 16
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        check_images(images)
+        check_images(images, self.in_channels)
         _, low, *_, high = self.backbone(images.astype(self.dtype), train=train)
 
         high = ASPP(self.features, self.rates, self.separable, self.dropout, self.dtype, name="aspp")(high, train=train)

@@ -27,7 +27,7 @@ def deeplab(**changes):
     [
         ({"name": "deeplab"}, "unknown model 'deeplab'.*deeplabv3plus"),
         ({"name": "zzz"}, "unknown model 'zzz': there are .*deeplabv3plus"),
-        ({"backbone": "resnet_50"}, "unknown backbone 'resnet_50'.*resnet50"),
+        ({"backbone": "resnet_50"}, "unknown backbone of deeplabv3plus 'resnet_50'.*resnet50"),
         ({"dtype": "bfloat"}, "unknown dtype 'bfloat'.*bfloat16"),
         ({"output_stride": 4}, "output_stride is 4.*8, 16, 32"),
         ({"num_classes": 0}, "num_classes is 0.*at least 1"),
@@ -48,7 +48,13 @@ def test_every_family_with_every_backbone_that_it_lists_can_be_made():
 
 
 def test_the_fields_arrive():
-    model = deeplab(output_stride=8, dtype="bfloat16", dilate_first_block=False, rates=(6, 12, 18), dropout=0.1)
+    model = deeplab(
+        output_stride=8,
+        dtype="bfloat16",
+        backbone_options={"dilate_first_block": False},
+        rates=(6, 12, 18),
+        dropout=0.1,
+    )
     assert (model.num_classes, model.rates, model.dropout, model.dtype) == (2, (6, 12, 18), 0.1, jnp.bfloat16)
     backbone = model.backbone
     assert (backbone.output_stride, backbone.dilate_first_block, backbone.dtype) == (8, False, jnp.bfloat16)

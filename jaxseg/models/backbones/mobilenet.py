@@ -41,11 +41,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 without its classifier; features of 16, 24, 32, 96 and 1280 channels.
-
-    `dilate_first_block`: whether the first block of a stage that lost its stride has the stage's dilation already (SMP)
-    or still that of the stage before (torchvision's rule for ResNets).
-    """
+    """MobileNetV2 without its classifier; features of 16, 24, 32, 96 and 1280 channels."""
 
     output_stride: int = 32
     dilate_first_block: bool = True

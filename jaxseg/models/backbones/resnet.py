@@ -50,11 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier: the stem's feature, then that of each of the four stages.
-
-    `dilate_first_block`: whether the first block of a stage that lost its stride has the stage's dilation already (SMP)
-    or still that of the stage before (torchvision).
-    """
+    """A ResNet without its classifier: the stem's feature, then that of each of the four stages."""
 
     block: type[nn.Module]
     repeats: tuple[int, int, int, int]

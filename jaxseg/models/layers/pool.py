@@ -1,0 +1,64 @@
+"""Pooling beyond Flax's: with the place of the maximum and its inverse, and to a fixed number of bins."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """2x2 max pooling of stride 2 that tells where each maximum was, `torch.nn.MaxPool2d(2, return_indices=True)`.
+
+    An odd last row or column is left out. Of equal values the first in row-major order counts, in the gradient too.
+
+    Args:
+      x: `[B, H, W, C]`.
+
+    Returns:
+      The maxima `[B, H // 2, W // 2, C]`, and their places in the windows, int8 of 0 to 3 in row-major order: unlike
+      indices into the image they mean the same in every shard of a batch.
+    """
+    b, h, w, c = x.shape
+    windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    windows = windows.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, c, 4)
+    places = jax.lax.stop_gradient(windows).argmax(-1)
+    chosen = jnp.arange(4) == places[..., None]
+    return jnp.where(chosen, windows, 0).sum(-1).astype(x.dtype), places.astype(jnp.int8)
+
+
+def max_unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The inverse of `max_pool_with_places`: every value back to its place, zeros elsewhere, `torch.nn.MaxUnpool2d`.
+
+    Args:
+      x: `[B, h, w, C]`.
+      places: int8 `[B, h, w, C]`, 0 to 3.
+      size: (H, W) of what was pooled, `2 * h` or one more; the odd row and column stay zero.
+
+    Returns:
+      `[B, H, W, C]` in `x`'s dtype.
+    """
+    b, h, w, c = x.shape
+    chosen = jnp.arange(4) == places[..., None]
+    windows = jnp.where(chosen, x[..., None], jnp.zeros((), x.dtype)).reshape(b, h, w, c, 2, 2)
+    full = windows.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c)
+    return jnp.pad(full, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
+
+
+def _bins(in_size: int, bins: int) -> np.ndarray:
+    """The `[bins, in_size]` matrix of means over bin i's pixels, floor(i n / bins) to ceil((i + 1) n / bins)."""
+    matrix = np.zeros((bins, in_size), np.float32)
+    for i in range(bins):
+        low, high = i * in_size // bins, -(-(i + 1) * in_size // bins)
+        matrix[i, low:high] = 1 / (high - low)
+    return matrix
+
+
+def adaptive_avg_pool(x: jax.Array, bins: int) -> jax.Array:
+    """Means over bins x bins windows, `[B, H, W, C]` to `[B, bins, bins, C]`, as `torch.nn.AdaptiveAvgPool2d`.
+
+    Windows overlap where the bins don't divide the size.
+    """
+    rows, columns = (jnp.asarray(_bins(n, bins), x.dtype) for n in x.shape[1:3])
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("bhqc,ph->bpqc", product("bhwc,qw->bhqc", x, columns), rows)
