@@ -7,6 +7,8 @@ As it stands it trains DeepLabV3+ on MobileNetV2 on the generated shapes; see qu
 
 from ml_collections import ConfigDict
 
+from jaxseg.config import backbone_and_data
+
 
 def get_config() -> ConfigDict:
     """The defaults, locked: a field that is not here is a mistake."""
@@ -22,17 +24,17 @@ def get_config() -> ConfigDict:
     data.scale = (1.0, 1.0)  # lowest and highest random factor
     data.flip = True  # left and right, one image in two
     data.jitter = 0.0  # strength of the change of brightness, contrast, saturation and hue; 0: off
-    data.mean = (0.485, 0.456, 0.406)  # RGB of [0, 1], taken away; ImageNet's, which the weights of PyTorch want
-    data.std = (0.229, 0.224, 0.225)  # RGB of [0, 1], divided by
+    data.mean = ()  # RGB of [0, 1], taken away; () for what model.weights were trained with, or else ImageNet's
+    data.std = ()  # RGB of [0, 1], divided by; () likewise
     data.workers = 0  # processes that read and augment; 0: threads of the main one
 
     config.model = model = ConfigDict()
     model.name = "deeplabv3plus"  # the family
     model.backbone = "mobilenet_v2"  # mobilenet_v2, resnet18, resnet34, resnet50, resnet101
-    model.output_stride = 16  # of the backbone: 8, 16 or 32
+    model.output_stride = 0  # of the backbone: 8, 16 or 32; 0: the family's own choice
     model.backbone_options = ConfigDict()  # fields of the backbone, where a config gives any
     model.options = ConfigDict()  # fields of the family, where a config gives any
-    model.weights = ""  # a .safetensors file with the backbone's weights under torchvision's names; '': from scratch
+    model.weights = ""  # imagenet, or a file: .safetensors, .pth or .h5, of a backbone or of all; '': from scratch
     model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and logits are float32
 
     config.loss = loss = ConfigDict()
@@ -61,3 +63,43 @@ def get_config() -> ConfigDict:
     train.seed = 0  # of weights, order, augmentation and dropout
 
     return config.lock()
+
+
+def for_data(family: str, argument: str, default: tuple[str, str]) -> ConfigDict:
+    """A family under the protocol of a data set: `argument` is `BACKBONE,DATA`, either may be left out.
+
+    voc: the protocol of mmsegmentation's tables, with SBD's masks: crops of 512, batch 16, scale 0.5 to 2, flip; SGD
+    0.01 with momentum 0.9 and weight decay 5e-4, poly 0.9, 20,000 steps. It wants a GPU.
+    camvid: scale 0.5 to 2, crops of 256, flip, batch 8; Adam 1e-3, a fifth of it for the backbone, poly 0.9; 900 steps,
+    which are 20 times the 45 whole batches of the split.
+    shapes: crops of 128, batch 8, Adam 2e-3, poly 0.9, 1,100 steps, as the quickstart.
+    """
+    config = get_config()
+    config.model.name = family
+    config.model.backbone, config.data.name = backbone_and_data(family, argument, default)
+    if config.data.name == "voc":
+        config.data.version = "2012_aug"
+        config.data.crop_size = 512
+        config.data.scale = (0.5, 2.0)
+        config.data.workers = 8
+        config.optim.name = "sgd"
+        config.optim.learning_rate = 0.01
+        config.optim.weight_decay = 5e-4
+        config.train.num_steps = 20_000
+        config.train.eval_every = 2_000
+        config.train.checkpoint_every = 500
+        config.train.log_every = 50
+    elif config.data.name == "camvid":
+        config.data.batch_size = 8
+        config.data.eval_batch_size = 4
+        config.data.crop_size = 256
+        config.data.scale = (0.5, 2.0)
+        config.optim.backbone_lr_scale = 0.2
+        config.train.num_steps = 900
+        config.train.eval_every = 225
+    else:
+        config.data.batch_size = 8
+        config.optim.learning_rate = 2e-3
+        config.train.num_steps = 1100
+        config.train.eval_every = 275
+    return config

@@ -10,14 +10,9 @@ from configs import default
 
 
 def get_config():
-    config = default.get_config()
-    config.model.backbone = "resnet18"
+    config = default.for_data("deeplabv3plus", "", ("resnet18", "shapes"))
     with config.unlocked():
         config.model.options.rates = (1, 2, 3)
         config.model.options.features = 128
         config.model.options.dropout = 0.1
-    config.data.batch_size = 8
-    config.optim.learning_rate = 2e-3
-    config.train.num_steps = 1100
-    config.train.eval_every = 275
     return config

@@ -176,9 +176,9 @@ class Checkpoints:
             ) from error
 
 
-def has_any(workdir: str | pathlib.Path) -> bool:
-    """Whether a run was saved in `workdir`, by a look at the names."""
-    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob("*/*"))
+def has_any(workdir: str | pathlib.Path, kind: str = "*") -> bool:
+    """Whether a run, or its `kind`, was saved in `workdir`, by a look at the names."""
+    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob(f"{kind}/*"))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """From what the user wrote to what the run does: names and numbers checked, epochs turned to steps, compared."""
 
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -12,7 +13,6 @@ from jaxseg.data import DATASETS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.models import DTYPES, FAMILIES, create_model
-from jaxseg.models.backbones import BACKBONES
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 
 FILE = "config.json"
@@ -31,7 +31,6 @@ MAY_DIFFER = (
 NAMES = {
     "data.name": (DATASETS, "data set"),
     "model.name": (FAMILIES, "model"),
-    "model.backbone": (BACKBONES, "backbone"),
     "model.dtype": (DTYPES, "dtype"),
     "optim.name": (OPTIMIZERS, "optimizer"),
     "optim.schedule": (SCHEDULES, "schedule"),
@@ -63,18 +62,19 @@ RANGES = {
 }
 
 
-def backbone_and_data(argument: str, default: tuple[str, str]) -> tuple[str, str]:
+def backbone_and_data(family: str, argument: str, default: tuple[str, str]) -> tuple[str, str]:
     """A config's argument `BACKBONE,DATA` as its two names; either may be left out, and takes the default's place.
 
     Raises:
-      UserError: a word is neither; with the nearest names.
+      UserError: there is no such family, or a word is neither a backbone of it nor a data set; with the nearest names.
     """
+    backbones = lookup(FAMILIES, family, "model")
     backbone, data = default
     for word in filter(None, argument.split(",")):
         if word in DATASETS:
             data = word
         else:
-            lookup({**BACKBONES, **DATASETS}, word, "backbone or data set")
+            lookup({**backbones, **DATASETS}, word, f"backbone of {family} or data set")
             backbone = word
     return backbone, data
 
@@ -110,13 +110,27 @@ def validate(config: ConfigDict) -> None:
             f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "
             "them and leave the other 0"
         )
+    build_model(config, num_classes=1)
     crop = config.data.crop_size
     sides = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
         raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
+    for field in ("mean", "std"):
+        values = tuple(config.data[field])
+        if values and (len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)):
+            raise UserError(f"data.{field} is {values}: it must be three numbers, of red, green and blue, or ()")
+    if not all(value > 0 for value in config.data.std):
+        raise UserError(f"data.std is {tuple(config.data.std)}: each must be more than 0")
     scale = tuple(config.data.scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise UserError(f"data.scale is {scale}: it must be (lowest, highest), both above 0")
+
+
+def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[float]) -> ConfigDict:
+    """A copy of the config with `data.mean` and `data.std` set, where they are left open, `()`."""
+    config = config.copy_and_resolve_references()
+    config.data.mean, config.data.std = tuple(config.data.mean or mean), tuple(config.data.std or std)
+    return config
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -130,7 +144,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
         model.name,
         backbone=model.backbone,
         num_classes=num_classes,
-        output_stride=model.output_stride,
+        output_stride=model.output_stride or None,
         dtype=model.dtype,
         backbone_options=_options(model.backbone_options),
         **_options(model.options),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, figures
 from jaxseg import config as configs
-from jaxseg.data import Dataset, pipeline, transforms
+from jaxseg.data import Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError
 from jaxseg.models import pretrained
 from jaxseg.optim import create_optimizer, create_schedule
@@ -46,6 +46,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     """
     workdir = pathlib.Path(workdir)
     configs.validate(config)
+    model = configs.build_model(config, data_info(config.data.name).num_classes)
+    weights = None
+    if checkpoint.has_any(workdir, "latest"):
+        # All is saved there: it goes on without the weights' file.
+        before = configs.read(workdir).data
+        config = configs.with_normalisation(config, before.mean, before.std)
+    else:
+        if config.model.weights:
+            weights = pretrained.read_weights(model, config.model.weights)
+        config, notes = _resolve_normalisation(config, weights)
     if checkpoint.has_any(workdir):
         configs.check_same(config, workdir)
     mesh = create_mesh()
@@ -58,12 +68,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
     schedule = create_schedule(config.optim, num_steps)
     tx = create_optimizer(config.optim, schedule)
-    model = configs.build_model(config, info.num_classes)
     class_weights = _class_weights(config, info)
 
     variables = init_variables(model, config.train.seed)
-    if config.model.weights:
-        variables, report = pretrained.load_backbone(model, variables, config.model.weights)
+    if weights:
+        variables = weights.into(variables)
     state = replicate(create_state(variables, tx), mesh)
 
     with (
@@ -89,8 +98,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             )
         )
         _greet(config, workdir, dataset, state, mesh, num_steps, writers)
-        if config.model.weights and not start:
-            writers.message(report)
+        if weights:
+            for line in (*weights.report, *notes):
+                writers.message(line)
         for name in checkpoints.half_written:
             writers.message(f"stepped over the half-written checkpoint {name}")
         if start:
@@ -249,6 +259,18 @@ class _Run:
 
 def _due(step: int, every: int, num_steps: int) -> bool:
     return step == num_steps or bool(every and step and step % every == 0)
+
+
+def _resolve_normalisation(config: ConfigDict, weights: pretrained.Weights | None) -> tuple[ConfigDict, list[str]]:
+    """The config with the normalisation of the run, and lines on what it is; what the user set is left alone."""
+    mean, std = (weights.mean, weights.std) if weights else (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
+    resolved = configs.with_normalisation(config, mean, std)
+    lines = [f"images are normalised by mean {resolved.data.mean} and std {resolved.data.std}"]
+    for field, theirs in (("mean", mean), ("std", std)):
+        set_to = tuple(config.data[field])
+        if weights and set_to and not np.allclose(set_to, theirs, atol=1e-3):
+            lines.append(f"data.{field} is set to {set_to}; the weights were trained with {theirs}")
+    return resolved, lines
 
 
 def _class_weights(config: ConfigDict, info) -> tuple[float, ...] | None:

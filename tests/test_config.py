@@ -61,8 +61,8 @@ def test_a_number_below_its_range_is_refused_and_its_lowest_is_not(field):
     ("field", "value", "message"),
     [
         ("data.name", "camvit", r"unknown data set \(data.name\) 'camvit': did you mean camvid"),
-        ("model.name", "deeplab", r"unknown model \(model.name\) 'deeplab': did you mean deeplabv3plus"),
-        ("model.backbone", "resnet51", r"unknown backbone \(model.backbone\) 'resnet51': did you mean .*resnet50"),
+        ("model.name", "deeplab", r"unknown model \(model.name\) 'deeplab': did you mean .*deeplabv3plus"),
+        ("model.backbone", "resnet51", "unknown backbone of deeplabv3plus 'resnet51': did you mean .*resnet50"),
         ("model.dtype", "float16", r"unknown dtype \(model.dtype\) 'float16': did you mean .*float32"),
         ("optim.name", "adan", r"unknown optimizer \(optim.name\) 'adan': did you mean adam"),
         ("optim.schedule", "cosin", r"unknown schedule \(optim.schedule\) 'cosin': did you mean cosine"),
@@ -125,12 +125,12 @@ def test_epochs_become_steps(steps, epochs, images, batch, due):
     ],
 )
 def test_an_argument_names_backbone_and_data_in_any_order(argument, due):
-    assert backbone_and_data(argument, ("resnet50", "voc")) == due
+    assert backbone_and_data("deeplabv3plus", argument, ("resnet50", "voc")) == due
 
 
 def test_a_word_that_is_neither_names_the_nearest():
-    with pytest.raises(UserError, match="unknown backbone or data set 'camvit': did you mean camvid"):
-        backbone_and_data("resnet50,camvit", ("resnet50", "voc"))
+    with pytest.raises(UserError, match="unknown backbone of unet or data set 'camvit': did you mean camvid"):
+        backbone_and_data("unet", "resnet50,camvit", ("resnet50", "voc"))
 
 
 def test_the_written_config_reads_back_the_same(tmp_path):

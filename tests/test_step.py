@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from jaxseg.errors import UserError
+from jaxseg.losses import cross_entropy
 from jaxseg.models.deeplab import DeepLabV3Plus
 from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6
 from jaxseg.state import create_state, init_variables
@@ -174,6 +175,55 @@ def test_the_weight_of_the_loss_scales_it():
 
     assert loss(cross_entropy_weight=0.25) == pytest.approx(0.25 * loss())
     assert loss(class_weights=(2.0, 0.5)) != pytest.approx(loss(), rel=1e-4)
+
+
+class TwoHeads(nn.Module):
+    """Logits by a 1x1 convolution, and auxiliary ones by another; no BatchNorm, no dropout."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        aux_logits = nn.Dense(3, name="auxiliary")(images)
+        if not self.is_initializing():
+            self.sow("aux", "logits", aux_logits)
+        return nn.Dense(3, name="classifier")(images)
+
+
+@pytest.mark.parametrize("options", [{}, {"auxiliary_weight": 0.0}, {"auxiliary_weight": 2.0, "label_smoothing": 0.1}])
+def test_auxiliary_logits_add_their_loss_times_its_weight(options):
+    model, tx, mesh = TwoHeads(), optax.sgd(1.0), create_mesh(devices(2))
+    variables, batch = jax.tree.map(np.asarray, init_variables(model, 0)), make_batch()
+    images, labels = normalise(batch["images"], **SCALE), batch["labels"].astype(np.int32)
+
+    def loss(head: str):
+        def of(params):
+            logits = images @ params["kernel"] + params["bias"]
+            return cross_entropy(logits, labels, label_smoothing=options.get("label_smoothing", 0.0))
+
+        return jax.value_and_grad(of)(variables["params"][head])
+
+    weight = options.get("auxiliary_weight", 0.4)
+    (main, main_grads), (aux, aux_grads) = loss("classifier"), loss("auxiliary")
+    assert abs(main - aux) > 1e-2
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, **options)
+    state, metrics = step(replicate(create_state(variables, tx), mesh), put_batch(batch, mesh))
+    assert float(metrics["loss"]) == pytest.approx(float(main + weight * aux), rel=1e-5)
+    moved = jax.tree.map(lambda before, after: before - after, variables["params"], state.params)
+    due = {"classifier": main_grads, "auxiliary": jax.tree.map(lambda grad: weight * grad, aux_grads)}
+    assert difference(moved, due) < 1e-5
+
+
+def test_a_network_without_batch_norm_trains_and_is_scored():
+    model, tx, mesh = TwoHeads(), optax.adam(1e-2), create_mesh(devices(2))
+    state = replicate(create_state(init_variables(model, 0), tx), mesh)
+    step, batch = create_train_step(model, tx, mesh, **SCALE, seed=0), put_batch(make_batch(), mesh)
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert state.batch_stats == {}
+    assert losses == sorted(losses, reverse=True)
+    out = create_eval_step(model, mesh, **SCALE)(state.variables, batch)
+    assert np.asarray(out["counts"]).sum() == (make_batch()["labels"] != 255).sum()
 
 
 @pytest.mark.parametrize(("size", "count", "near"), [(10, 4, "8 or 12"), (3, 4, "4"), (9, 2, "8 or 10")])

@@ -8,16 +8,25 @@ from flax import linen as nn
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup, nearest
-from jaxseg.models import deeplab
+from jaxseg.models import deeplab, fcn, fpn, pspnet, segnet, unet
 from jaxseg.models.backbones import BACKBONES, OUTPUT_STRIDES
 
 # Family: backbone: network. What is no name of BACKBONES is a network with an encoder of its own.
 FAMILIES: dict[str, dict[str, type[nn.Module]]] = {
+    "deeplabv3": dict.fromkeys(BACKBONES, deeplab.DeepLabV3),
     "deeplabv3plus": dict.fromkeys(BACKBONES, deeplab.DeepLabV3Plus),
+    "fcn": {name: fcn.FCNVGG if name.startswith("vgg") else fcn.FCN for name in BACKBONES},
+    "fpn": dict.fromkeys(BACKBONES, fpn.FPN),
+    "pspnet": dict.fromkeys(BACKBONES, pspnet.PSPNet),
+    "segnet": {name: segnet.SegNet for name in BACKBONES if name.startswith("vgg")}
+    | {"basic": segnet.SegNetBasic, "constant": segnet.SegNetConstant},
+    "unet": dict.fromkeys(BACKBONES, unet.UNet) | {"plain": unet.PlainUNet},
 }
 
 # Why a family does not take every backbone.
-REASONS: dict[str, str] = {}
+REASONS: dict[str, str] = {
+    "segnet": "its decoder mirrors VGG and puts values back to where VGG's poolings took them from",
+}
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

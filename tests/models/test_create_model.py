@@ -15,7 +15,15 @@ from jaxseg.models import create_model, list_models
 from jaxseg.models.backbones import BACKBONES
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
-ARGUMENTS = {"deeplab": ["", "camvid", "mobilenet_v2", *(f"{b},{d}" for b in BACKBONES for d in DATASETS)]}
+ARGUMENTS = {
+    "deeplab": ["", "camvid", "mobilenet_v2", *(f"{b},{d}" for b in BACKBONES for d in DATASETS)],
+    "deeplabv3": ["", "mobilenet_v2,camvid"],
+    "fcn": ["", "camvid", *(f"{b},shapes" for b in BACKBONES)],
+    "fpn": ["", "mobilenet_v2,camvid"],
+    "segnet": ["", "voc", "basic,camvid", "constant,shapes"],
+    "unet": ["", "mobilenet_v2,camvid", "plain,camvid"],
+    "pspnet": ["", *(f"{b},camvid" for b in BACKBONES)],
+}
 
 
 def deeplab(**changes):

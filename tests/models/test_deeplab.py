@@ -1,16 +1,23 @@
-"""DeepLabV3+: counts of the published network, shapes, and what the logits depend on."""
+"""DeepLabV3 and DeepLabV3+: counts of the published networks, shapes, and what the logits depend on."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from family_checks import (
+    Pools,
+    check_scores_alike_in_any_batch,
+    count,
+    counts,
+    learn_two_images_by_heart,
+    random_images,
+    shapes,
+    strides_heard,
+)
 
 from jaxseg.models import create_model
-from jaxseg.models.deeplab import DeepLabV3Plus
-from jaxseg.state import create_state, init_variables
-from jaxseg.step import create_eval_step, create_mesh, create_train_step, put_batch, replicate
+from jaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus
+from jaxseg.models.pretrained import smp
 
 # segmentation_models_pytorch 0.6.0, 21 classes: trainable, of which encoder; float buffers.
 COUNTS = {
@@ -22,25 +29,53 @@ COUNTS = {
 }
 
 
+# DeepLabV3 of SMP and of torchvision: the same numbers on the two ResNets that both have.
+V3_COUNTS = {
+    "mobilenet_v2": (12_653_077, 2_223_872, 37_696),
+    "resnet18": (15_904_085, 11_176_512, 13_184),
+    "resnet34": (26_012_245, 21_284_672, 20_608),
+    "resnet50": (39_638_869, 23_508_032, 56_704),
+    "resnet101": (58_630_997, 42_500_160, 108_928),
+}
+# torchvision 0.28.0, with the auxiliary head: trainable, float buffers.
+V3_AUX_COUNTS = {
+    "resnet50": (42_004_074, 57_216),
+    "resnet101": (60_996_202, 109_440),
+    "mobilenet_v3_large": (11_029_328, 28_004),
+}
+
+
+def deeplabv3(backbone: str = "resnet18", num_classes: int = 21, **options):
+    return create_model("deeplabv3", backbone=backbone, num_classes=num_classes, **options)
+
+
 def deeplab(backbone: str = "resnet18", num_classes: int = 21, **options):
     return create_model("deeplabv3plus", backbone=backbone, num_classes=num_classes, **options)
 
 
-def shapes(model, size=(64, 64), batch=2):
-    """Shapes of logits and of variables; nothing is computed."""
-    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-
-
-def size(tree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 @pytest.mark.parametrize("backbone", COUNTS)
 def test_counts_are_those_of_the_published_network(backbone):
-    _, variables = shapes(deeplab(backbone))
-    params = variables["params"]
-    assert (size(params), size(params["backbone"]), size(variables["batch_stats"])) == COUNTS[backbone]
+    assert counts(deeplab(backbone)) == COUNTS[backbone]
+
+
+@pytest.mark.parametrize("backbone", V3_COUNTS)
+def test_counts_of_deeplabv3_are_those_of_both_references(backbone):
+    assert counts(deeplabv3(backbone)) == V3_COUNTS[backbone]
+
+
+@pytest.mark.parametrize("backbone", V3_AUX_COUNTS)
+def test_counts_of_deeplabv3_with_its_auxiliary_head_are_those_of_torchvision(backbone):
+    aux = {"aux_feature": 2 if backbone == "mobilenet_v3_large" else 3}
+    trainable, _, statistics = counts(deeplabv3(backbone, aux_head=True, **aux))
+    assert (trainable, statistics) == V3_AUX_COUNTS[backbone]
+
+
+def test_counts_on_xception_are_those_of_the_form_of_the_authors():
+    """As bonlime/keras-deeplab-v3-plus has it: one class, and 257 parameters more with every other."""
+    form = {"rates": (6, 12, 18), "aspp_out": False, "decoder_convs": 2, "norm_between": True, "dropout": 0.1}
+    for num_classes in (1, 2, 21):
+        trainable, _, statistics = counts(deeplab("xception65", num_classes, **form))
+        assert (trainable, statistics) == (41_050_273 + 257 * (num_classes - 1), 202_800)
 
 
 def test_plain_atrous_convolutions_have_the_parameters_of_full_kernels():
@@ -48,14 +83,15 @@ def test_plain_atrous_convolutions_have_the_parameters_of_full_kernels():
     _, plain = shapes(deeplab(separable=False))
     channels, features = 512, 256
     more = 3 * (9 * channels * features - (9 * channels + channels * features))
-    assert size(plain["params"]) - size(separable["params"]) == more
+    assert count(plain["params"]) - count(separable["params"]) == more
     assert plain["params"]["aspp"]["atrous_0"]["conv"]["kernel"].shape == (3, 3, channels, features)
 
 
+@pytest.mark.parametrize("family", [deeplabv3, deeplab])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("image_size", [(32, 32), (33, 47), (360, 480), (101, 64)])
-def test_logits_are_as_large_as_the_images(image_size, output_stride):
-    logits, _ = shapes(deeplab("mobilenet_v2", 5, output_stride=output_stride), image_size)
+def test_logits_are_as_large_as_the_images(image_size, output_stride, family):
+    logits, _ = shapes(family("mobilenet_v2", 5, output_stride=output_stride), image_size)
     assert logits.shape == (2, *image_size, 5)
     assert logits.dtype == jnp.float32
 
@@ -65,54 +101,41 @@ def test_computing_in_bfloat16_gives_float32_logits_from_float32_variables():
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype(jnp.float32)}
 
 
-class Pools(nn.Module):
-    """A backbone of five features that share nothing: each is the shrunk image times a parameter of its own."""
-
-    output_stride: int = 16
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        features = []
-        for stride in (2, 4, 8, 16, 32):
-            factor = self.param(f"at_{stride}", nn.initializers.ones, (images.shape[-1],))
-            stride = min(stride, self.output_stride)
-            features.append(nn.avg_pool(images, (stride, stride), (stride, stride)) * factor)
-        return tuple(features)
-
-
 def small(**fields) -> DeepLabV3Plus:
     return DeepLabV3Plus(Pools(), 3, rates=(1, 2, 3), features=8, **fields)
 
 
-def random_images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def test_options_of_the_decoder_add_and_take_away_what_they_are_named_for():
+    def kernels(**fields):
+        _, variables = shapes(small(**fields))
+        return {"/".join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(variables["params"])}
+
+    names = kernels()
+    assert {name.split("/")[0] for name in names - kernels(aspp_out=False)} == {"aspp_out"}
+    assert {name.split("/")[0] for name in kernels(decoder_convs=2) - names} == {"fuse_2"}
+    assert kernels(decoder_separable=False) - names == {"aspp_out/conv/kernel", "fuse/conv/kernel"}
+    separables = {"aspp/atrous_0", "aspp/atrous_1", "aspp/atrous_2", "aspp_out", "fuse"}
+    assert {name.rpartition("/depthwise_bn/")[0] for name in kernels(norm_between=True) - names} == separables
+
+
+@pytest.mark.parametrize("option", [{"aspp_out": False}, {"decoder_convs": 2}, {"skip_first": True}])
+def test_other_forms_are_not_given_the_names_of_a_library_that_has_them_not(option):
+    assert smp.model_layout(deeplab()) is not None
+    assert smp.model_layout(deeplab(**option)) is None
+
+
+def test_deeplabv3_hears_the_last_feature_and_no_other():
+    model = DeepLabV3(Pools(8), 3, rates=(1, 2, 3), features=8)
+    assert strides_heard(model, random_images(2, 64, 64, 3)) == {32}
+    check_scores_alike_in_any_batch(model, random_images(3, 48, 80, 3))
 
 
 def test_the_logits_hear_the_skip_and_the_last_feature_and_no_other():
-    model, images = small(), random_images(2, 64, 64, 3)
-    variables = model.init(jax.random.key(0), images, train=False)
-
-    @jax.jit
-    def grads(params):
-        # Weighted by the place: a mean over classes and places could be blind to one.
-        def loss(params):
-            logits = model.apply({**variables, "params": params}, images, train=False)
-            return (logits * jnp.cos(jnp.arange(logits.size)).reshape(logits.shape)).sum()
-
-        return jax.grad(loss)(params)
-
-    by_feature = {name: np.abs(value).max() for name, value in grads(variables["params"])["backbone"].items()}
-    assert {name for name, value in by_feature.items() if value > 1e-4} == {"at_4", "at_32"}
-    assert by_feature["at_2"] == by_feature["at_8"] == by_feature["at_16"] == 0
+    assert strides_heard(small(), random_images(2, 64, 64, 3)) == {4, 32}
 
 
 def test_an_image_is_scored_alike_in_any_batch():
-    model, images = small(), random_images(3, 48, 80, 3)
-    variables = model.init(jax.random.key(0), images, train=False)
-    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-    together = apply(variables, images)
-    for i in range(3):
-        np.testing.assert_allclose(apply(variables, images[i : i + 1])[0], together[i], atol=1e-5)
+    check_scores_alike_in_any_batch(small(), random_images(3, 48, 80, 3))
 
 
 def test_in_training_dropout_and_batch_statistics_are_at_work():
@@ -135,24 +158,14 @@ def test_in_training_dropout_and_batch_statistics_are_at_work():
 
 
 def test_it_learns_two_images_by_heart():
-    rng = np.random.default_rng(0)
-    labels = np.kron(rng.integers(0, 3, (2, 4, 4)), np.ones((16, 16))).astype(np.uint8)
-    colours = rng.integers(0, 256, (3, 3))
-    images = np.clip(colours[labels] + rng.normal(0, 20, (2, 64, 64, 3)), 0, 255).astype(np.uint8)
-    labels[:, :3] = 255
-
     model = deeplab(num_classes=3, features=32, rates=(1, 2, 3), dropout=0.0)
-    mesh = create_mesh(jax.devices()[:1])
-    scale = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    tx = optax.adam(2e-3)
-    state = replicate(create_state(init_variables(model, 0), tx), mesh)
-    step, batch = (
-        create_train_step(model, tx, mesh, **scale, seed=0),
-        put_batch({"images": images, "labels": labels}, mesh),
-    )
-    for _ in range(60):
-        state, metrics = step(state, batch)
-    counts = np.asarray(create_eval_step(model, mesh, **scale)(state.variables, batch)["counts"])
-    assert counts.sum() == (labels != 255).sum()
-    assert np.trace(counts) / counts.sum() > 0.99
-    assert metrics["loss"] < 0.1
+    accuracy, loss = learn_two_images_by_heart(model)
+    assert accuracy > 0.99
+    assert loss < 0.1
+
+
+def test_deeplabv3_learns_two_images_by_heart():
+    model = deeplabv3(num_classes=3, features=32, rates=(1, 2, 3), dropout=0.0, align_corners=False)
+    accuracy, loss = learn_two_images_by_heart(model)
+    assert accuracy > 0.99
+    assert loss < 0.1

@@ -14,12 +14,18 @@ from jaxseg.errors import UserError
 from jaxseg.models.layers import (
     Conv,
     ConvBN,
+    ConvTranspose,
     DepthwiseConv,
+    adaptive_avg_pool,
     batch_norm,
     check_images,
     depthwise_conv,
+    max_pool_with_places,
+    max_unpool,
     relu6,
     resize_bilinear,
+    resize_nearest,
+    uneven_padding,
 )
 
 
@@ -32,6 +38,16 @@ def float64_on_cpu():
 
 def normal(*shape: int, seed: int = 0, dtype=np.float32) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(dtype)
+
+
+def to_torch(x: np.ndarray):
+    """`[B, H, W, C]` as a tensor `[B, C, H, W]` that takes a gradient."""
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).requires_grad_()
+
+
+def from_torch(tensor) -> np.ndarray:
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
 
 
 def conv_plain(x, kernel, stride=1, padding=0, dilation=1, groups=1):
@@ -198,6 +214,111 @@ def test_relu6_and_its_gradient_equal_pytorch_at_the_kinks_too():
     np.testing.assert_array_equal(jax.grad(lambda x: relu6(x).sum())(points), x.grad.numpy())
 
 
+# --------------------------------------------------------------------------------------------- transposed convolution
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "output_padding"),
+    [
+        (2, 2, 0, 0),  # the fast path, as is the next
+        (4, 4, 0, 0),
+        (2, 2, 0, 1),
+        (3, 3, 1, 0),
+        (3, 2, 0, 0),
+        (3, 2, 1, 1),
+        (4, 2, 1, 0),
+        (5, 3, 2, 2),
+        (3, 1, 1, 0),
+        (16, 8, 4, 0),
+    ],
+)
+def test_transposed_convolution_equals_pytorch(kernel_size, stride, padding, output_padding):
+    torch = pytest.importorskip("torch")
+    k, x, due_x = kernel_size, normal(2, 5, 4, 3), to_torch(normal(2, 5, 4, 3))
+    params = {"kernel": normal(k, k, 6, 3, seed=1), "bias": normal(6, seed=2)}
+    theirs = torch.nn.ConvTranspose2d(3, 6, k, stride, padding, output_padding)
+    weight = torch.from_numpy(params["kernel"].transpose(3, 2, 0, 1).copy())
+    theirs.load_state_dict({"weight": weight, "bias": torch.from_numpy(params["bias"])})
+    due = theirs(due_x)
+    dy = normal(*from_torch(due).shape, seed=3)
+    due.backward(to_torch(dy).detach())
+
+    ours = ConvTranspose(6, k, stride, padding, output_padding)
+    y, vjp = jax.vjp(lambda params, x: ours.apply({"params": params}, x), params, x)
+    grads, dx = vjp(dy)
+    for got, wanted in (
+        (y, from_torch(due)),
+        (dx, from_torch(due_x.grad)),
+        (grads["kernel"], theirs.weight.grad.numpy().transpose(2, 3, 1, 0)),
+        (grads["bias"], theirs.bias.grad.numpy()),
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_transposed_convolution_in_bfloat16_has_float32_parameters():
+    y, variables = ConvTranspose(4, 2, 2, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), normal(1, 3, 3, 2))
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+# -------------------------------------------------------------------------------------- pooling and its inverse
+
+POOLED = [(8, 8), (7, 9), (2, 3), (5, 4)]
+
+
+def tied(*shape: int) -> np.ndarray:
+    """Of few values, also negative, so that most windows have their maximum twice."""
+    return np.random.default_rng([*shape]).integers(-3, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("values", [normal, tied])
+@pytest.mark.parametrize("size", POOLED)
+def test_pooling_with_places_equals_pytorch(size, values):
+    torch = pytest.importorskip("torch")
+    x, due_x = values(2, *size, 3), to_torch(values(2, *size, 3))
+    due, indices = torch.nn.MaxPool2d(2, return_indices=True)(due_x)
+    dy = normal(*from_torch(due).shape, seed=1)
+    due.backward(to_torch(dy).detach())
+
+    (y, places), vjp = jax.vjp(max_pool_with_places, x)
+    (dx,) = vjp((dy, np.zeros(places.shape, jax.dtypes.float0)))
+    assert places.dtype == jnp.int8
+    np.testing.assert_array_equal(y, from_torch(due))
+    np.testing.assert_array_equal(dx, from_torch(due_x.grad))
+    row, column = np.divmod(from_torch(indices), size[1])
+    np.testing.assert_array_equal(places, row % 2 * 2 + column % 2)
+
+
+@pytest.mark.parametrize("values", [normal, tied])
+@pytest.mark.parametrize("size", POOLED)
+def test_unpooling_equals_pytorch(size, values):
+    torch = pytest.importorskip("torch")
+    x = values(2, *size, 3)
+    pooled, indices = torch.nn.MaxPool2d(2, return_indices=True)(to_torch(x))
+    small = normal(*from_torch(pooled).shape, seed=1)
+    due_small, dy = to_torch(small), normal(*x.shape, seed=2)
+    due = torch.nn.MaxUnpool2d(2)(due_small, indices, output_size=size)
+    due.backward(to_torch(dy).detach())
+
+    _, places = max_pool_with_places(x)
+    y, vjp = jax.vjp(lambda small: max_unpool(small, places, size), small)
+    np.testing.assert_array_equal(y, from_torch(due))
+    np.testing.assert_array_equal(vjp(dy)[0], from_torch(due_small.grad))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.tuples(*[st.integers(2, 9)] * 2), st.booleans())
+def test_unpooling_is_the_gradient_of_pooling_and_pooling_takes_it_back(size, with_ties):
+    x = (tied if with_ties else normal)(2, *size, 3)
+    (y, places), vjp = jax.vjp(max_pool_with_places, x)
+    dy = np.abs(normal(*y.shape, seed=1))
+    spread = max_unpool(dy, places, size)
+    np.testing.assert_array_equal(spread, vjp((dy, np.zeros(places.shape, jax.dtypes.float0)))[0])
+    again, same_places = max_pool_with_places(spread)
+    np.testing.assert_array_equal(again, dy)
+    np.testing.assert_array_equal(same_places, places)
+
+
 # ----------------------------------------------------------------------------------------------------------- resizing
 
 RESIZES = [
@@ -224,6 +345,27 @@ def test_resize_equals_pytorch(size, to, align_corners):
     np.testing.assert_allclose(y, due.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "to"), [*RESIZES, ((4, 6), (8, 18)), ((6, 5), (11, 11)), ((16, 12), (31, 24))])
+def test_nearest_equals_pytorch(size, to):
+    """At odd sizes JAX's own takes other pixels."""
+    torch = pytest.importorskip("torch")
+    x, due_x, dy = normal(2, *size, 3), to_torch(normal(2, *size, 3)), normal(2, *to, 3, seed=1)
+    due = torch.nn.functional.interpolate(due_x, to, mode="nearest")
+    due.backward(to_torch(dy).detach())
+    y, vjp = jax.vjp(lambda x: resize_nearest(x, to), x)
+    np.testing.assert_array_equal(y, from_torch(due))
+    np.testing.assert_allclose(vjp(dy)[0], from_torch(due_x.grad), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.tuples(*[st.integers(1, 12)] * 2), st.tuples(*[st.integers(1, 40)] * 2))
+def test_nearest_takes_the_pixel_at_the_floor(size, to):
+    """PyTorch rounds the quotient first, so the law holds of it at most sizes alone."""
+    x = normal(1, *size, 2)
+    rows, columns = ([i * n // m for i in range(m)] for n, m in zip(size, to, strict=True))
+    np.testing.assert_array_equal(resize_nearest(x, to), x[:, rows][:, :, columns])
+
+
 @pytest.mark.parametrize(("size", "to"), RESIZES)
 def test_resize_without_aligned_corners_equals_jax_without_antialiasing(size, to):
     x = normal(2, *size, 3)
@@ -247,6 +389,34 @@ def test_resize_keeps_the_corners_where_they_are_aligned():
     np.testing.assert_allclose(y[:, :: 13 - 1, :: 17 - 1], x[:, :: 5 - 1, :: 6 - 1], atol=1e-6)
 
 
+# ---------------------------------------------------------------------------------------------------- adaptive pooling
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(6, 12), (60, 60), (65, 65), (7, 10), (4, 5), (1, 2)])
+def test_adaptive_pooling_equals_pytorch(size, bins):
+    """Windows overlap where the bins don't divide the size, and repeat pixels where there are more bins than those."""
+    torch = pytest.importorskip("torch")
+    x, due_x, dy = normal(2, *size, 3), to_torch(normal(2, *size, 3)), normal(2, bins, bins, 3, seed=1)
+    due = torch.nn.AdaptiveAvgPool2d(bins)(due_x)
+    due.backward(to_torch(dy).detach())
+    y, vjp = jax.vjp(lambda x: adaptive_avg_pool(x, bins), x)
+    np.testing.assert_allclose(y, from_torch(due), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vjp(dy)[0], from_torch(due_x.grad), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.tuples(*[st.integers(1, 5)] * 2), st.integers(1, 6))
+def test_adaptive_pooling_by_bins_that_divide_is_average_pooling(windows, bins):
+    x = normal(2, windows[0] * bins, windows[1] * bins, 3)
+    due = x.reshape(2, bins, windows[0], bins, windows[1], 3).mean((2, 4))
+    np.testing.assert_allclose(adaptive_avg_pool(x, bins), due, rtol=1e-5, atol=1e-6)
+
+
+def test_adaptive_pooling_keeps_bfloat16():
+    assert adaptive_avg_pool(jnp.ones((1, 7, 7, 2), jnp.bfloat16), 3).dtype == jnp.bfloat16
+
+
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -268,3 +438,30 @@ def test_images_that_no_network_takes_are_named(shape, dtype, words):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_smallest_images_are_taken(dtype):
     assert check_images(jax.ShapeDtypeStruct((1, 32, 32, 3), dtype)) is None
+
+
+# ------------------------------------------------------------------------------------------------------ uneven padding
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (3, 1), (1, 2), (5, 3), (2, 2)])
+def test_uneven_padding_is_that_of_tensorflow(kernel_size, stride):
+    for size in itertools.product((5, 6, 7, 8, 9), repeat=2):
+        due = jax.lax.padtype_to_pads(size, (kernel_size,) * 2, (stride,) * 2, "SAME")
+        assert list(uneven_padding(size, kernel_size, stride)) == due
+
+
+def test_a_depthwise_convolution_takes_another_padding_on_every_side():
+    x, kernel, padding = normal(2, 7, 6, 4), normal(3, 3, 1, 4), ((0, 1), (2, 3))
+    layer = DepthwiseConv(3, 2, padding=padding)
+
+    def plain(x, kernel):
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        return conv_plain(padded, kernel, 2, groups=4)
+
+    def ours(x, kernel):
+        return layer.apply({"params": {"kernel": kernel}}, x)
+
+    np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), atol=1e-5)
+    weights = normal(*plain(x, kernel).shape)
+    grads, due = (jax.grad(lambda *a, f=f: (f(*a) * weights).sum(), (0, 1))(x, kernel) for f in (ours, plain))
+    jax.tree.map(lambda grad, due: np.testing.assert_allclose(grad, due, atol=1e-4), grads, due)

@@ -1,9 +1,27 @@
 """PyTorch's libraries beside a CPU build of PyTorch, and what every comparison with them needs."""
 
 import importlib
+import json
+import os
 import sys
 
 import pytest
+
+from jaxseg.models.__main__ import DIFFERENCES
+
+
+def pytest_sessionfinish(session):
+    """With JAXSEG_RECORD set, what was measured goes to the table of the zoo; pairs that were not run stay there."""
+    if not os.environ.get("JAXSEG_RECORD"):
+        return
+    import parity
+
+    found = json.loads(DIFFERENCES.read_text())
+    for pair, references in parity.DIFFERENCES.items():
+        found[pair] = found.get(pair, {}) | {name: float(f"{value:.2g}") for name, value in references.items()}
+    temporary = DIFFERENCES.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, DIFFERENCES)
 
 
 def _import_torchvision():
@@ -44,6 +62,11 @@ def torchvision():
 @pytest.fixture(scope="session")
 def smp(torchvision):
     return pytest.importorskip("segmentation_models_pytorch")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    return pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="session")

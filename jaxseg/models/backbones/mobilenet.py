@@ -1,13 +1,28 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, table 2), as torchvision builds it."""
+"""MobileNet (Howard et al. 2017) as Keras applications has it, MobileNetV2 (Sandler et al., CVPR 2018) as torchvision.
+
+Their strided convolutions are padded evenly in PyTorch and at the bottom and right alone in Keras: the same weights
+give other features. Which it is, is the field `uneven_padding`.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.backbones import stages
-from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6
+from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6, uneven_padding
 
-# Table 2: expansion, channels, repeats, stride of the first.
+# MobileNet, table 1: channels and stride of the depthwise separable convolutions.
+V1_BLOCKS = (
+    (64, 1),
+    *((128, 2), (128, 1)),
+    *((256, 2), (256, 1)),
+    *((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1)),
+    *((1024, 2), (1024, 1)),
+)
+
+# MobileNetV2, table 2: expansion, channels, repeats, stride of the first.
 BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -19,6 +34,44 @@ BLOCKS = (
 )
 
 
+class MobileNetV1(nn.Module):
+    """MobileNet of width 1 without its classifier; features of 64, 128, 256, 512 and 1024 channels.
+
+    In Keras' names they are `conv_pw_1_relu`, `conv_pw_3_relu`, `conv_pw_5_relu`, `conv_pw_11_relu` and
+    `conv_pw_13_relu`.
+
+    Fields:
+      uneven_padding: whether strided convolutions pad as Keras does: the first as TensorFlow, the depthwise ones with
+        one pixel at the bottom and right, whatever the size, so that odd sizes are halved by rounding down.
+    """
+
+    uneven_padding: bool = True
+    epsilon: float = 1e-3
+    momentum: float = 0.99
+    output_stride: int = 32
+    dilate_first_block: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, depth: int = 5) -> tuple[jax.Array, ...]:
+        fields = {"activation": relu6, "epsilon": self.epsilon, "momentum": self.momentum, "dtype": self.dtype}
+        padding = uneven_padding(images.shape[1:3], 3, 2) if self.uneven_padding else None
+        x = ConvBN(32, 3, 2, padding=padding, **fields, name="stem")(images, train=train)
+        features = []
+        plan = stages.plan([stride for _, stride in V1_BLOCKS], 2, self.output_stride)
+        for i, ((channels, stride), stage) in enumerate(zip(V1_BLOCKS, plan, strict=True)):
+            if stride == 2:
+                features.append(x)
+                if len(features) == depth:
+                    return tuple(features)
+            dilation = stage.dilation if self.dilate_first_block else stage.first_dilation
+            padding = ((0, 1), (0, 1)) if self.uneven_padding and stage.stride == 2 else None
+            depthwise = DepthwiseConvBN(3, stage.stride, dilation, padding, **fields, name=f"block_{i}_depthwise")
+            x = depthwise(x, train=train)
+            x = ConvBN(channels, 1, **fields, name=f"block_{i}_pointwise")(x, train=train)
+        return (*features, x)
+
+
 class InvertedResidual(nn.Module):
     """1x1 to `expansion` times the channels, 3x3 depthwise, linear 1x1; added to its input where the shapes agree."""
 
@@ -26,41 +79,68 @@ class InvertedResidual(nn.Module):
     expansion: int
     stride: int
     dilation: int
+    uneven_padding: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        fields = {"epsilon": self.epsilon, "momentum": self.momentum, "dtype": self.dtype}
+        conv_bn = functools.partial(ConvBN, kernel_size=1, **fields)
         y, channels = x, x.shape[-1]
         if self.expansion != 1:
-            y = ConvBN(self.expansion * channels, 1, activation=relu6, dtype=self.dtype, name="expand")(y, train=train)
-        y = DepthwiseConvBN(3, self.stride, self.dilation, activation=relu6, dtype=self.dtype, name="depthwise")(
-            y, train=train
+            y = conv_bn(self.expansion * channels, activation=relu6, name="expand")(y, train=train)
+        uneven = self.uneven_padding and self.stride == 2
+        padding = uneven_padding(y.shape[1:3], 3, 2) if uneven else None
+        depthwise = DepthwiseConvBN(
+            3, self.stride, self.dilation, padding, activation=relu6, **fields, name="depthwise"
         )
-        y = ConvBN(self.features, 1, activation=None, dtype=self.dtype, name="project")(y, train=train)
+        y = conv_bn(self.features, activation=None, name="project")(depthwise(y, train=train), train=train)
         return x + y if self.stride == 1 and channels == self.features else y
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 without its classifier; features of 16, 24, 32, 96 and 1280 channels."""
+    """MobileNetV2 without its classifier; features of 16, 24, 32, 96 and 1280 channels.
 
+    Keras' weights were trained with `uneven_padding=True, epsilon=1e-3, momentum=0.999`.
+
+    Fields:
+      uneven_padding: whether strided convolutions pad an even size at the bottom and right only.
+    """
+
+    uneven_padding: bool = False
+    epsilon: float = 1e-5
+    momentum: float = 0.9
     output_stride: int = 32
     dilate_first_block: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-        x = ConvBN(32, 3, 2, activation=relu6, dtype=self.dtype, name="stem")(images, train=train)
+    def __call__(self, images: jax.Array, *, train: bool, depth: int = 5) -> tuple[jax.Array, ...]:
+        fields = {"epsilon": self.epsilon, "momentum": self.momentum, "dtype": self.dtype}
+        padding = uneven_padding(images.shape[1:3], 3, 2) if self.uneven_padding else None
+        x = ConvBN(32, 3, 2, padding=padding, activation=relu6, **fields, name="stem")(images, train=train)
         features, index = [], 0
         plan = stages.plan([stride for *_, stride in BLOCKS], 2, self.output_stride)
         for (expansion, channels, repeats, stride), stage in zip(BLOCKS, plan, strict=True):
             if stride == 2:
                 features.append(x)
+                if len(features) == depth:
+                    return tuple(features)
             for repeat in range(repeats):
                 first = repeat == 0
                 dilation = stage.first_dilation if first and not self.dilate_first_block else stage.dilation
-                x = InvertedResidual(
-                    channels, expansion, stage.stride if first else 1, dilation, self.dtype, name=f"block_{index}"
-                )(x, train=train)
+                block = InvertedResidual(
+                    channels,
+                    expansion,
+                    stage.stride if first else 1,
+                    dilation,
+                    self.uneven_padding,
+                    **fields,
+                    name=f"block_{index}",
+                )
+                x = block(x, train=train)
                 index += 1
-        features.append(ConvBN(1280, 1, activation=relu6, dtype=self.dtype, name="head")(x, train=train))
+        features.append(ConvBN(1280, 1, activation=relu6, **fields, name="head")(x, train=train))
         return tuple(features)

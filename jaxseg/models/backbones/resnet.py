@@ -1,4 +1,7 @@
-"""ResNet-18/34/50/101 (He et al., CVPR 2016, table 1), as torchvision builds them: v1.5, the stride on the 3x3."""
+"""ResNet-18/34/50/101 (He et al., CVPR 2016, table 1), as torchvision builds them: v1.5, the stride on the 3x3.
+
+With `deep_stem` they are the ResNetV1c of segmentation papers (He et al., CVPR 2019, section 4.2).
+"""
 
 import functools
 
@@ -50,21 +53,31 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier: the stem's feature, then that of each of the four stages."""
+    """A ResNet without its classifier: the stem's feature, then that of each of the four stages.
+
+    Fields:
+      deep_stem: three 3x3 convolutions of 32, 32 and 64 channels, the first with the stride, in place of the 7x7.
+    """
 
     block: type[nn.Module]
     repeats: tuple[int, int, int, int]
+    deep_stem: bool = False
     output_stride: int = 32
     dilate_first_block: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
-        x = ConvBN(64, 7, 2, dtype=self.dtype, name="stem")(images, train=train)
+    def __call__(self, images: jax.Array, *, train: bool, depth: int = 5) -> tuple[jax.Array, ...]:
+        if self.deep_stem:
+            x = images
+            for i, (channels, stride) in enumerate([(32, 2), (32, 1), (64, 1)], start=1):
+                x = ConvBN(channels, 3, stride, dtype=self.dtype, name=f"stem{i}")(x, train=train)
+        else:
+            x = ConvBN(64, 7, 2, dtype=self.dtype, name="stem")(images, train=train)
         features = [x]
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         plan = stages.plan([1, 2, 2, 2], 4, self.output_stride)
-        for i, (repeats, stage) in enumerate(zip(self.repeats, plan, strict=True)):
+        for i, (repeats, stage) in enumerate(zip(self.repeats[: depth - 1], plan[: depth - 1], strict=True)):
             for j in range(repeats):
                 dilation = stage.first_dilation if j == 0 and not self.dilate_first_block else stage.dilation
                 x = self.block(

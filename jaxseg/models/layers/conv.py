@@ -217,15 +217,21 @@ class DepthwiseConvBN(nn.Module):
 
 
 class SeparableConvBN(nn.Module):
-    """Depthwise, then 1x1 convolution, BatchNorm, ReLU with no norm between the two (SMP's `SeparableConv2d`)."""
+    """Depthwise, then 1x1 convolution, BatchNorm, ReLU; with no norm between the two (SMP's `SeparableConv2d`).
+
+    With `norm_between`, BatchNorm and ReLU there too (TensorFlow's DeepLab): a child `depthwise_bn`.
+    """
 
     features: int
     kernel_size: int = 3
     dilation: int = 1
+    norm_between: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = DepthwiseConv(self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="depthwise")(x)
+        if self.norm_between:
+            x = nn.relu(batch_norm(train, dtype=self.dtype, name="depthwise_bn")(x))
         x = Conv(self.features, 1, dtype=self.dtype, name="pointwise")(x)
         return nn.relu(batch_norm(train, dtype=self.dtype)(x))

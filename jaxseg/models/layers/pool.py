@@ -22,7 +22,7 @@ def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     b, h, w, c = x.shape
     windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
     windows = windows.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, c, 4)
-    places = jax.lax.stop_gradient(windows).argmax(-1)
+    places = jnp.argmax(jax.lax.stop_gradient(windows), -1)
     chosen = jnp.arange(4) == places[..., None]
     return jnp.where(chosen, windows, 0).sum(-1).astype(x.dtype), places.astype(jnp.int8)
 

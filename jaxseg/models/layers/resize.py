@@ -47,6 +47,9 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], *, align_corners: bool)
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Nearest-neighbour resizing, `torch.nn.functional.interpolate(mode='nearest')`: from pixel floor(i * in / out).
 
+    PyTorch rounds in / out, and takes at a few sizes the pixel before; at none that is a
+    doubling, give or take a pixel.
+
     Args:
       x: `[B, H, W, C]`.
       size: `(H', W')`.

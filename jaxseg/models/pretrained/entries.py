@@ -1,14 +1,20 @@
 """How a tensor of ours is called and laid out in another library: the words that the name tables are written in."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 # From their axes to ours. Convolutions of PyTorch, plain (OIHW), depthwise ([C, 1, k, k]) and transposed (IOHW), are
 # all turned alike; Keras' are ours but for the depthwise ones ([k, k, C, 1]).
 AXES = {"conv": (2, 3, 1, 0), "vector": (0,), "keras_conv": (0, 1, 2, 3), "keras_depthwise": (0, 1, 3, 2)}
+
+
+# What PyTorch's libraries train their classifiers on ImageNet with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Entry:
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(shape[i] for i in np.argsort(AXES[self.kind]))
 
+    def our_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """None where a tensor of that shape has another number of axes."""
+        axes = AXES[self.kind]
+        return tuple(shape[i] for i in axes) if len(shape) == len(axes) else None
+
 
 class Layout(NamedTuple):
     """A library's names for all tensors of a network or of its backbone, and what its weights were trained with.
@@ -46,14 +57,26 @@ class Layout(NamedTuple):
       unused: whether a tensor of the file that is none of ours is one that a segmentation network has no use for.
       mean, std: the normalisation of RGB images in [0, 1].
       bgr: whether the network saw its channels the other way round.
+      auxiliary: what the names of auxiliary heads begin with, which a file or a model may lack.
+      rename: a file's tensors to the same under these names, for libraries whose files call them differently; to be
+        called before anything is looked up.
+      backbone_options: fields of the backbone with which the weights give the features that they were trained to give.
     """
 
     name: str
     entries: tuple[Entry, ...]
     unused: Callable[[str], bool]
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     bgr: bool = False
+    auxiliary: tuple[str, ...] = ()
+    rename: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda tensors: tensors
+    backbone_options: Mapping[str, Any] = MappingProxyType({})
+
+
+def is_counter(name: str) -> bool:
+    """Whether PyTorch's tensor `name` is a BatchNorm's number of steps, which nothing depends on."""
+    return name.endswith("num_batches_tracked")
 
 
 def conv(ours: Iterable[str], theirs: str, *, bias: bool = False, role: str = "") -> Iterator[Entry]:
@@ -63,10 +86,15 @@ def conv(ours: Iterable[str], theirs: str, *, bias: bool = False, role: str = ""
         yield Entry(("params", *ours, "bias"), f"{theirs}.bias", role="head" if role == "head" else "")
 
 
-def batch_norm(ours: Iterable[str], theirs: str) -> Iterator[Entry]:
-    """The four tensors of a BatchNorm."""
+def scale_and_bias(ours: Iterable[str], theirs: str) -> Iterator[Entry]:
+    """The two tensors of a GroupNorm, or of any norm without running statistics."""
     yield Entry(("params", *ours, "scale"), f"{theirs}.weight")
     yield Entry(("params", *ours, "bias"), f"{theirs}.bias")
+
+
+def batch_norm(ours: Iterable[str], theirs: str) -> Iterator[Entry]:
+    """The four tensors of a BatchNorm."""
+    yield from scale_and_bias(ours, theirs)
     yield Entry(("batch_stats", *ours, "mean"), f"{theirs}.running_mean")
     yield Entry(("batch_stats", *ours, "var"), f"{theirs}.running_var")
 

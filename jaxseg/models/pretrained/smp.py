@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from flax import linen as nn
 
-from jaxseg.models import deeplab
+from jaxseg.models import deeplab, fpn, pspnet, unet
+from jaxseg.models.backbones import mobilenet_v3
 from jaxseg.models.pretrained import torchvision
-from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, separable, within
+from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, scale_and_bias, separable, within
 
 
 def encoder(model: nn.Module) -> Iterator[Entry]:
@@ -14,25 +15,93 @@ def encoder(model: nn.Module) -> Iterator[Entry]:
     yield from within(("backbone",), "encoder.", torchvision.BACKBONES[type(model.backbone)](model.backbone))
 
 
+def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
+    """`DeepLabV3`."""
+    yield from encoder(model)
+    yield from torchvision.aspp("decoder.aspp", model.separable)
+    yield from conv_bn(("aspp_out",), "decoder.conv", "decoder.bn")
+    yield from conv(("classifier",), "segmentation_head.0", bias=True, role="head")
+
+
 def deeplabv3plus(model: deeplab.DeepLabV3Plus) -> Iterator[Entry]:
     """`DeepLabV3Plus`."""
     yield from encoder(model)
-    yield from conv_bn(("aspp", "conv"), "decoder.aspp.0.convs.0.0", "decoder.aspp.0.convs.0.1")
-    for i in range(3):
-        branch = f"decoder.aspp.0.convs.{i + 1}"
-        yield from separable(("aspp", f"atrous_{i}"), f"{branch}.0.0", f"{branch}.0.1", f"{branch}.1")
-    yield from conv_bn(("aspp", "pooling"), "decoder.aspp.0.convs.4.1", "decoder.aspp.0.convs.4.2")
-    yield from conv_bn(("aspp", "project"), "decoder.aspp.0.project.0", "decoder.aspp.0.project.1")
+    yield from torchvision.aspp("decoder.aspp.0", model.separable)
     yield from separable(("aspp_out",), "decoder.aspp.1.0", "decoder.aspp.1.1", "decoder.aspp.2")
     yield from conv_bn(("skip",), "decoder.block1.0", "decoder.block1.1")
     yield from separable(("fuse",), "decoder.block2.0.0", "decoder.block2.0.1", "decoder.block2.1")
     yield from conv(("classifier",), "segmentation_head.0", bias=True, role="head")
 
 
-MODELS = {deeplab.DeepLabV3Plus: deeplabv3plus}
+def unets(model: unet.UNet) -> Iterator[Entry]:
+    """`Unet`: the blocks of the decoder, after VGG a center, and a 3x3 head."""
+    yield from encoder(model)
+    blocks = [((f"decoder_{i}",), f"decoder.blocks.{i}.conv1", f"decoder.blocks.{i}.conv2") for i in range(5)]
+    if unet.has_center(model):
+        blocks.append((("center",), "decoder.center.0", "decoder.center.1"))
+    for ours, *convs in blocks:
+        for name, theirs in zip(("conv1", "conv2"), convs, strict=True):
+            yield from conv_bn((*ours, name), f"{theirs}.0", f"{theirs}.1")
+    yield from conv(("classifier",), "segmentation_head.0", bias=True, role="head")
+
+
+def semantic_fpn(model: fpn.FPN) -> Iterator[Entry]:
+    """`FPN`: `seg_blocks.0` is the coarsest level's."""
+    yield from encoder(model)
+    yield from conv(("lateral_5",), "decoder.p5", bias=True)
+    for level in (4, 3, 2):
+        yield from conv((f"lateral_{level}",), f"decoder.p{level}.skip_conv", bias=True)
+    for level in (5, 4, 3, 2):
+        for i, finer in enumerate(range(max(level - 1, 2), 1, -1)):
+            ours, theirs = f"level_{level}_to_{finer}", f"decoder.seg_blocks.{5 - level}.block.{i}.block"
+            yield from conv((ours, "conv"), f"{theirs}.0")
+            yield from scale_and_bias((ours, "norm"), f"{theirs}.1")
+    yield from conv(("classifier",), "segmentation_head.0", bias=True, role="head")
+
+
+def pyramid_pooling(model: pspnet.PSPNet) -> Iterator[Entry]:
+    """`PSPNet`: it keeps the layers of its encoder that it stops before."""
+    yield from encoder(model)
+    for i, bins in enumerate(model.bins):
+        ours, theirs = ("pyramid", f"bins_{bins}"), f"decoder.psp.blocks.{i}.pool.1"
+        if bins > 1:
+            yield from conv_bn(ours, f"{theirs}.0", f"{theirs}.1")
+        else:
+            yield from conv(ours, f"{theirs}.0", bias=True)
+    yield from conv_bn(("head", "conv"), "decoder.conv.0", "decoder.conv.1")
+    yield from conv(("head", "classifier"), "segmentation_head.0", bias=True, role="head")
+
+
+MODELS = {
+    deeplab.DeepLabV3: deeplabv3,
+    deeplab.DeepLabV3Plus: deeplabv3plus,
+    fpn.FPN: semantic_fpn,
+    pspnet.PSPNet: pyramid_pooling,
+    unet.UNet: unets,
+}
+
+
+# Options that SMP doesn't have: fields that must be as they are by default.
+FIXED = {
+    deeplab.DeepLabV3Plus: ("aspp_out", "decoder_separable", "decoder_convs", "norm_between", "skip_first"),
+    pspnet.PSPNet: ("bins", "norm_one_window", "kernel_sizes"),
+}
+
+
+def _has_its_options(model: nn.Module) -> bool:
+    """Whether a network's layers, and the order of their channels, are those that SMP can build."""
+    network = type(model)
+    return all(getattr(model, option) == getattr(network, option) for option in FIXED.get(network, ()))
+
+
+def _has(backbone: nn.Module) -> bool:
+    """Whether SMP has such an encoder under torchvision's names; its MobileNetV3 is timm's."""
+    return torchvision.has(backbone) and not isinstance(backbone, mobilenet_v3.MobileNetV3)
 
 
 def model_layout(model: nn.Module) -> Layout | None:
-    """SMP's names for a model's tensors; None where SMP has no such network."""
+    """SMP's names for a model's tensors; None where SMP has no such network, or not with its options."""
     names = MODELS.get(type(model))
-    return names and Layout("smp", tuple(names(model)), lambda name: name.endswith(".num_batches_tracked"))
+    if names is None or not _has(model.backbone) or not _has_its_options(model):
+        return None
+    return Layout("smp", tuple(names(model)), is_counter, auxiliary=("classification_head.",))

@@ -1,11 +1,29 @@
 """torchvision's names: its classifiers as backbones, and its segmentation models."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 from flax import linen as nn
 
-from jaxseg.models.backbones import mobilenet, resnet
-from jaxseg.models.pretrained.entries import Entry, Layout, conv_bn
+from jaxseg.models import deeplab, fcn
+from jaxseg.models.backbones import mobilenet, mobilenet_v3, resnet, vgg
+from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, separable, within
+
+
+def vggs(backbone: vgg.VGG) -> Iterator[Entry]:
+    """`vgg16` and `vgg16_bn`: convolutions, BatchNorms, ReLUs and poolings are numbered through."""
+    index = 0
+    for stage, (count, _) in enumerate(vgg.STAGES, start=1):
+        for j in range(1, count + 1):
+            ours, theirs = (f"conv{stage}_{j}",), f"features.{index}"
+            role = "stem" if index == 0 else ""
+            if backbone.batch_norm:
+                yield from conv_bn(ours, theirs, f"features.{index + 1}", bias=True, role=role)
+            else:
+                yield from conv(ours, theirs, bias=True, role=role)
+            index += 3 if backbone.batch_norm else 2
+        index += 1
 
 
 def mobilenet_v2(backbone: mobilenet.MobileNetV2) -> Iterator[Entry]:
@@ -24,10 +42,31 @@ def mobilenet_v2(backbone: mobilenet.MobileNetV2) -> Iterator[Entry]:
     yield from conv_bn(("head",), f"features.{index + 1}.0", f"features.{index + 1}.1")
 
 
+def mobilenet_v3s(backbone: mobilenet_v3.MobileNetV3) -> Iterator[Entry]:
+    """`mobilenet_v3_large`: a block's parts are numbered through, those that it lacks left out."""
+    yield from conv_bn(("stem",), "features.0.0", "features.0.1", role="stem")
+    channels = mobilenet_v3.STEM
+    for i, block in enumerate(backbone.blocks):
+        ours = f"block_{i}"
+        names = ["expand"] if block.expanded != channels else []
+        names += ["depthwise", *(["squeeze"] if block.squeeze else []), "project"]
+        for part, name in enumerate(names):
+            theirs = f"features.{i + 1}.block.{part}"
+            if name == "squeeze":
+                yield from conv((ours, name, "reduce"), f"{theirs}.fc1", bias=True)
+                yield from conv((ours, name, "expand"), f"{theirs}.fc2", bias=True)
+            else:
+                yield from conv_bn((ours, name), f"{theirs}.0", f"{theirs}.1")
+        channels = block.features
+    head = f"features.{len(backbone.blocks) + 1}"
+    yield from conv_bn(("head",), f"{head}.0", f"{head}.1")
+
+
 def resnets(backbone: resnet.ResNet) -> Iterator[Entry]:
-    """The ResNets: a shortcut in the first block of a stage that needs one."""
+    """The ResNets: a shortcut in the first block of a stage that needs one. torchvision has none with a deep stem."""
     convs = 3 if backbone.block is resnet.Bottleneck else 2
-    yield from conv_bn(("stem",), "conv1", "bn1", role="stem")
+    if not backbone.deep_stem:
+        yield from conv_bn(("stem",), "conv1", "bn1", role="stem")
     for stage, count in enumerate(backbone.repeats, start=1):
         for block in range(count):
             ours, theirs = f"layer{stage}_{block}", f"layer{stage}.{block}"
@@ -37,24 +76,116 @@ def resnets(backbone: resnet.ResNet) -> Iterator[Entry]:
                 yield from conv_bn((ours, "downsample"), f"{theirs}.downsample.0", f"{theirs}.downsample.1")
 
 
-BACKBONES = {mobilenet.MobileNetV2: mobilenet_v2, resnet.ResNet: resnets}
+BACKBONES = {
+    vgg.VGG: vggs,
+    mobilenet.MobileNetV2: mobilenet_v2,
+    mobilenet_v3.MobileNetV3: mobilenet_v3s,
+    resnet.ResNet: resnets,
+}
+
+# Fields without which the weights of a backbone give other features.
+BACKBONE_OPTIONS = {
+    mobilenet.MobileNetV2: {"uneven_padding": False, "epsilon": 1e-5},
+    mobilenet_v3.MobileNetV3: {"epsilon": 1e-3},
+}
+
+
+def has(backbone: nn.Module) -> bool:
+    """Whether torchvision has such a classifier."""
+    return type(backbone) in BACKBONES and not getattr(backbone, "deep_stem", False)
+
+
+def segmentation_backbone(model: nn.Module) -> Iterator[Entry]:
+    """A backbone below `backbone.`; of a MobileNet its `features`, without that word."""
+    for entry in BACKBONES[type(model.backbone)](model.backbone):
+        entry = dataclasses.replace(entry, name=entry.name.removeprefix("features."))
+        yield from within(("backbone",), "backbone.", [entry])
+
+
+def fcn_head(ours: str, theirs: str) -> Iterator[Entry]:
+    """`FCNHead`: dropout has a number of its own."""
+    yield from conv_bn((ours, "conv"), f"{theirs}.0", f"{theirs}.1")
+    yield from conv((ours, "classifier"), f"{theirs}.4", bias=True, role="head")
+
+
+def aspp(theirs: str, depthwise_separable: bool = False) -> Iterator[Entry]:
+    """`ASPP`, which SMP calls alike; only there the atrous convolutions may be depthwise separable."""
+    yield from conv_bn(("aspp", "conv"), f"{theirs}.convs.0.0", f"{theirs}.convs.0.1")
+    for i in range(3):
+        ours, branch = ("aspp", f"atrous_{i}"), f"{theirs}.convs.{i + 1}"
+        if depthwise_separable:
+            yield from separable(ours, f"{branch}.0.0", f"{branch}.0.1", f"{branch}.1")
+        else:
+            yield from conv_bn(ours, f"{branch}.0", f"{branch}.1")
+    yield from conv_bn(("aspp", "pooling"), f"{theirs}.convs.4.1", f"{theirs}.convs.4.2")
+    yield from conv_bn(("aspp", "project"), f"{theirs}.project.0", f"{theirs}.project.1")
+
+
+def fcns(model: fcn.FCN) -> Iterator[Entry]:
+    """`fcn_resnet50` and `fcn_resnet101`."""
+    yield from segmentation_backbone(model)
+    yield from fcn_head("head", "classifier")
+    if model.aux_head:
+        yield from fcn_head("auxiliary", "aux_classifier")
+
+
+def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
+    """`deeplabv3_resnet50` and its like."""
+    yield from segmentation_backbone(model)
+    yield from aspp("classifier.0")
+    yield from conv_bn(("aspp_out",), "classifier.1", "classifier.2")
+    yield from conv(("classifier",), "classifier.4", bias=True, role="head")
+    if model.aux_head:
+        yield from fcn_head("auxiliary", "aux_classifier")
+
 
 # Whole segmentation models, by the type of ours.
-MODELS = {}
+MODELS = {deeplab.DeepLabV3: deeplabv3, fcn.FCN: fcns}
 
 
 def unused(name: str) -> bool:
     """The classifier, and BatchNorm's step counters."""
-    return name.startswith(("classifier.", "fc.")) or name.endswith(".num_batches_tracked")
+    return name.startswith(("classifier.", "fc.")) or is_counter(name)
 
 
 def backbone_layout(backbone: nn.Module) -> Layout | None:
     """torchvision's names for a backbone's tensors; None where torchvision has no such network."""
-    names = BACKBONES.get(type(backbone))
-    return names and Layout("torchvision", tuple(names(backbone)), unused)
+    if not has(backbone):
+        return None
+    kind = type(backbone)
+    return Layout(
+        "torchvision", tuple(BACKBONES[kind](backbone)), unused, backbone_options=BACKBONE_OPTIONS.get(kind, {})
+    )
+
+
+def vgg_classifier(model: fcn.FCNVGG) -> Iterator[Entry]:
+    """`vgg16` as far as FCN on VGG is that classifier: the first two dense layers are convolutions there."""
+    yield from within(("backbone",), "", vggs(model.backbone))
+    yield from conv(("fc6",), "classifier.0", bias=True)
+    yield from conv(("fc7",), "classifier.3", bias=True)
+
+
+def dense_as_convolutions(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Dense layers' `[out, C * k * k]`, which act on the last feature flattened as C, k, k, as `[out, C, k, k]`."""
+    sides = {"classifier.0.weight": 7, "classifier.3.weight": 1}
+    return {
+        name: tensor.reshape(len(tensor), -1, side, side)
+        if (side := sides.get(name)) and tensor.ndim == 2 and tensor.shape[1] % side**2 == 0
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def classifier_layout(model: nn.Module) -> Layout | None:
+    """torchvision's names for more of a model than its backbone, where a classifier has more; else None."""
+    if not isinstance(model, fcn.FCNVGG):
+        return None
+    return Layout("torchvision", tuple(vgg_classifier(model)), unused, rename=dense_as_convolutions)
 
 
 def model_layout(model: nn.Module) -> Layout | None:
     """torchvision's names for a segmentation model's tensors; None where torchvision has no such network."""
     names = MODELS.get(type(model))
-    return names and Layout("torchvision", tuple(names(model)), lambda name: name.endswith(".num_batches_tracked"))
+    if names is None or not has(model.backbone) or getattr(model, "separable", False):
+        return None
+    return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))

@@ -1,0 +1,55 @@
+"""The table of the zoo, in Markdown: `python -m jaxseg.models`, or `python -m jaxseg.models unet fpn` for some of it.
+
+The largest differences come from `differences.json` beside this file, which the comparisons with the reference
+networks write: `JAXSEG_RECORD=1 pytest tests/peers`.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+
+from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
+from jaxseg.models import FAMILIES, create_model
+from jaxseg.models.backbones import BACKBONES
+from jaxseg.models.cost import multiply_adds, num_params
+
+DIFFERENCES = pathlib.Path(__file__).with_name("differences.json")
+HEADER = "| family | backbone | parameters | multiply-adds | output stride | the same network in | largest difference |"
+
+
+def rows(families: Iterable[str]) -> Iterator[str]:
+    """A line a family and backbone, with 21 classes and the family's own choices."""
+    found = json.loads(DIFFERENCES.read_text())
+    for family in families:
+        for backbone in lookup(FAMILIES, family, "family"):
+            model = create_model(family, backbone=backbone, num_classes=21)
+            stride = model.backbone.output_stride if backbone in BACKBONES else ""
+            references = found.get(f"{family} {backbone}", {})
+            largest = f"{max(references.values()):.0e}" if references else ""
+            cells = (
+                f"`{family}`",
+                f"`{backbone}`",
+                f"{num_params(model)[0]:,}",
+                f"{multiply_adds(model) / 1e9:.2f} G",
+                str(stride),
+                ", ".join(sorted(references)),
+                largest,
+            )
+            yield f"| {' | '.join(cells)} |"
+
+
+def table(families: Iterable[str]) -> Iterator[str]:
+    """The whole table, line by line."""
+    yield HEADER
+    yield "|---|---|---:|---:|---:|---|---:|"
+    yield from rows(families)
+
+
+if __name__ == "__main__":
+    try:
+        for line in table(sys.argv[1:] or FAMILIES):
+            print(line, flush=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
