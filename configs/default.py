@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
     data.workers = 0  # processes that read and augment; 0: threads of the main one
 
     config.model = model = ConfigDict()
-    model.name = "deeplabv3plus"  # the family
-    model.backbone = "mobilenet_v2"  # mobilenet_v2, resnet18, resnet34, resnet50, resnet101
+    model.name = "deeplabv3plus"  # the family, see python -m jaxseg.models
+    model.backbone = "mobilenet_v2"  # see python -m jaxseg.models
     model.output_stride = 0  # of the backbone: 8, 16 or 32; 0: the family's own choice
     model.backbone_options = ConfigDict()  # fields of the backbone, where a config gives any
     model.options = ConfigDict()  # fields of the family, where a config gives any

@@ -11,8 +11,10 @@ from family_checks import (
     counts,
     learn_two_images_by_heart,
     random_images,
+    score_two_images,
     shapes,
     strides_heard,
+    train_on_two_images,
 )
 
 from jaxseg.models import create_model
@@ -157,11 +159,16 @@ def test_in_training_dropout_and_batch_statistics_are_at_work():
     assert np.abs(before["conv"]["bn"]["mean"]).max() > 0
 
 
-def test_it_learns_two_images_by_heart():
-    model = deeplab(num_classes=3, features=32, rates=(1, 2, 3), dropout=0.0)
-    accuracy, loss = learn_two_images_by_heart(model)
-    assert accuracy > 0.99
+def test_it_learns_two_images_by_heart_and_says_the_same_in_bfloat16():
+    fields = {"num_classes": 3, "features": 32, "rates": (1, 2, 3), "dropout": 0.0}
+    model = deeplab(**fields)
+    variables, loss = train_on_two_images(model)
+    result = score_two_images(model, variables)
+    assert np.trace(result["counts"]) / result["counts"].sum() > 0.99
     assert loss < 0.1
+    halved = score_two_images(deeplab(**fields, dtype="bfloat16"), variables)
+    assert np.abs(halved["loss_sum"] - result["loss_sum"]) > 0
+    assert (halved["preds"] != result["preds"]).mean() < 0.01
 
 
 def test_deeplabv3_learns_two_images_by_heart():
