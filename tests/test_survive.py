@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_where_anything_else_is_written(name, tiny, tmp_path
         ([], "--config is missing, for example --config=configs/quickstart.py; --help tells the rest"),
         (["--config=pyproject.toml"], "pyproject.toml is no config"),
         (["--config=configs/quickstart.py:voc"], "configs/quickstart.py takes no argument, but ':voc' came"),
-        (["--config=configs/deeplab.py:vox"], "unknown backbone or data set 'vox': did you mean voc"),
+        (["--config=configs/deeplab.py:vox"], "unknown backbone of deeplabv3plus or data set 'vox': did you mean voc?"),
         (
             ["--config=configs/quickstart.py", "--config.optim.learning_rat=1"],
             "there is no field --config.optim.learning_rat: did you mean optim.learning_rate",
