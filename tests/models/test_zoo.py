@@ -1,15 +1,18 @@
-"""The README's table is what the command prints."""
+"""The README's table is what the command prints; the forms that the docs tell of can be made."""
 
+import functools
 import pathlib
 import re
 
 import pytest
+from family_checks import counts
 
 from jaxseg.errors import UserError
-from jaxseg.models import FAMILIES
+from jaxseg.models import FAMILIES, create_model
 from jaxseg.models.__main__ import rows, table
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 KEPT = re.search(r"<!-- zoo: .*? -->\n(.*?)<!-- end of zoo -->", README, re.DOTALL)[1].splitlines()
 
 
@@ -27,3 +30,12 @@ def test_the_readme_has_no_other_rows():
 def test_an_unknown_family_is_refused():
     with pytest.raises(UserError, match="unknown family 'unnet': did you mean unet"):
         list(rows(["unnet"]))
+
+
+CALLS = re.findall(r"^(create_model\(.*?\))  # ([\d,]+)$", (ROOT / "docs/networks.md").read_text(), re.DOTALL | re.M)
+
+
+@pytest.mark.parametrize(("call", "due"), CALLS)
+def test_the_forms_of_the_docs_have_the_parameters_that_stand_behind_them(call, due):
+    model = eval(call, {"create_model": functools.partial(create_model, num_classes=21)})
+    assert f"{counts(model)[0]:,}" == due

@@ -27,6 +27,12 @@ SMALL_RATES = (1, 2, 3)
 
 # What torchvision does differently from SMP.
 TORCHVISION = {"align_corners": False, "backbone_options": {"dilate_first_block": False}}
+MOBILENET_V3 = {
+    "output_stride": 16,
+    "align_corners": False,
+    "aux_feature": 2,
+    "backbone_options": {"first_block_features": True},
+}
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
@@ -40,7 +46,7 @@ def test_deeplabv3plus_equals_smp(backbone, output_stride, smp, randomise, tmp_p
     check_export(ours, variables, theirs, "smp", tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18"])  # mobilenet_v2 passes as well, in minutes
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "resnet50"])
 def test_a_training_step_of_deeplabv3plus_equals_smp(backbone, smp, randomise):
     fields = {"encoder_weights": None, "classes": NUM_CLASSES, "decoder_atrous_rates": SMALL_RATES}
     theirs = randomise(smp.DeepLabV3Plus(backbone, **fields))
@@ -68,10 +74,11 @@ def test_separable_deeplabv3_equals_smp(smp, randomise, tmp_path):
     check_export(ours, variables, theirs, "smp", tmp_path)
 
 
-def test_a_training_step_of_deeplabv3_equals_smp(smp, randomise):
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "resnet50"])
+def test_a_training_step_of_deeplabv3_equals_smp(backbone, smp, randomise):
     fields = {"encoder_weights": None, "classes": NUM_CLASSES, "decoder_atrous_rates": SMALL_RATES}
-    theirs = randomise(smp.DeepLabV3("resnet18", **fields))
-    ours = create_model("deeplabv3", backbone="resnet18", num_classes=NUM_CLASSES, rates=SMALL_RATES)
+    theirs = randomise(smp.DeepLabV3(backbone, **fields))
+    ours = create_model("deeplabv3", backbone=backbone, num_classes=NUM_CLASSES, rates=SMALL_RATES)
     check_training_step(ours, theirs, (2, 32, 64), "smp")
 
 
@@ -90,27 +97,20 @@ def test_deeplabv3_on_mobilenet_v3_equals_torchvision(aux_head, torchvision, ran
     build = torchvision.models.segmentation.deeplabv3_mobilenet_v3_large
     theirs = randomise(build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=aux_head))
     ours = create_model(
-        "deeplabv3",
-        backbone="mobilenet_v3_large",
-        num_classes=NUM_CLASSES,
-        output_stride=16,
-        align_corners=False,
-        aux_head=aux_head,
-        aux_feature=2,
-        backbone_options={"first_block_features": True},
+        "deeplabv3", backbone="mobilenet_v3_large", num_classes=NUM_CLASSES, aux_head=aux_head, **MOBILENET_V3
     )
     variables, _ = check_logits(ours, theirs, (1, 64, 64), (2, 45, 71))
     check_export(ours, variables, theirs, "torchvision", tmp_path)
 
 
-def test_a_training_step_of_deeplabv3_with_its_auxiliary_head_equals_torchvision(torchvision, randomise):
-    theirs = torchvision.models.segmentation.deeplabv3_resnet50(
-        weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True
-    )
-    ours = create_model(
-        "deeplabv3", backbone="resnet50", num_classes=NUM_CLASSES, aux_head=True, aux_dropout=0.0, **TORCHVISION
-    )
-    check_training_step(ours, randomise(theirs), (2, 32, 64), "torchvision")
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "mobilenet_v3_large"])
+def test_a_training_step_of_deeplabv3_with_its_auxiliary_head_equals_torchvision(backbone, torchvision, randomise):
+    build = getattr(torchvision.models.segmentation, f"deeplabv3_{backbone}")
+    theirs = randomise(build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True))
+    fields = MOBILENET_V3 if "mobilenet" in backbone else TORCHVISION
+    fields = {"aux_head": True, "aux_dropout": 0.0, **fields}
+    ours = create_model("deeplabv3", backbone=backbone, num_classes=NUM_CLASSES, **fields)
+    check_training_step(ours, theirs, (2, 32, 64), "torchvision")
 
 
 def rebuild(torch, resnet, channels: tuple[int, int], rates: tuple[int, int, int], separable: bool):

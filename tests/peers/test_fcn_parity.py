@@ -20,7 +20,9 @@ def test_fcn_equals_torchvision(backbone, aux_head, torchvision, randomise, tmp_
     check_export(ours, variables, theirs, "torchvision", tmp_path)
 
 
-def test_a_training_step_of_fcn_with_its_auxiliary_head_equals_torchvision(torchvision, randomise):
-    theirs = torchvision.models.segmentation.fcn_resnet50(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
-    ours = create_model("fcn", backbone="resnet50", num_classes=NUM_CLASSES, aux_head=True, **TORCHVISION)
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+def test_a_training_step_of_fcn_with_its_auxiliary_head_equals_torchvision(backbone, torchvision, randomise):
+    build = getattr(torchvision.models.segmentation, f"fcn_{backbone}")
+    theirs = build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
+    ours = create_model("fcn", backbone=backbone, num_classes=NUM_CLASSES, aux_head=True, **TORCHVISION)
     check_training_step(ours, randomise(theirs), (2, 32, 64), "torchvision")

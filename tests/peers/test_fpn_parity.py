@@ -19,7 +19,7 @@ def test_fpn_equals_smp(backbone, merge, smp, randomise, tmp_path):
     check_export(ours, variables, theirs, "smp", tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18"])
+@pytest.mark.parametrize("backbone", ["vgg16_bn", "mobilenet_v2", "resnet18", "resnet50"])
 def test_a_training_step_of_fpn_equals_smp(backbone, smp, randomise):
     theirs = randomise(smp.FPN(backbone, encoder_weights=None, classes=NUM_CLASSES))
     ours = create_model("fpn", backbone=backbone, num_classes=NUM_CLASSES)

@@ -33,7 +33,7 @@ def test_pspnet_equals_smp(backbone, depth, smp, torch, randomise, tmp_path):
     check_export(ours, variables, theirs, "smp", tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["vgg16_bn", "mobilenet_v2", "resnet18", "resnet50"])
 def test_a_training_step_of_pspnet_equals_smp(backbone, smp, randomise):
     theirs = randomise(smp.PSPNet(backbone, encoder_weights=None, classes=NUM_CLASSES))
     ours = create_model("pspnet", backbone=backbone, num_classes=NUM_CLASSES)

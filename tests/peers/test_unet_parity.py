@@ -17,9 +17,10 @@ def test_unet_equals_smp(backbone, smp, randomise, tmp_path):
     check_export(ours, variables, theirs, "smp", tmp_path)
 
 
-def test_a_training_step_of_unet_equals_smp(smp, randomise):
-    theirs = randomise(smp.Unet("resnet18", encoder_weights=None, classes=NUM_CLASSES))
-    ours = create_model("unet", backbone="resnet18", num_classes=NUM_CLASSES)
+@pytest.mark.parametrize("backbone", ["vgg16_bn", "mobilenet_v2", "resnet18", "resnet50"])
+def test_a_training_step_of_unet_equals_smp(backbone, smp, randomise):
+    theirs = randomise(smp.Unet(backbone, encoder_weights=None, classes=NUM_CLASSES))
+    ours = create_model("unet", backbone=backbone, num_classes=NUM_CLASSES)
     check_training_step(ours, theirs, (2, 32, 64), "smp")
 
 
