@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 
 FILE = "config.json"
+DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 
 # What may differ when a run goes on: how long, how often it tells, and what no result depends on.
 MAY_DIFFER = (
@@ -168,18 +170,32 @@ def to_json(config: ConfigDict) -> str:
 
 
 def read(workdir: str | pathlib.Path) -> ConfigDict:
-    """The config of a run.
+    """The config of a run; fields that were not there yet when it began have their defaults, which change nothing.
 
     Raises:
       UserError: `workdir` holds none.
     """
     path = pathlib.Path(workdir) / FILE
     try:
-        return ConfigDict(json.loads(path.read_text()))
+        written = json.loads(path.read_text())
+        config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
+        config.update(written)
+        return config
     except FileNotFoundError:
         raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error
+
+
+def _later_fields(written: Mapping[str, Any], defaults: ConfigDict) -> dict[str, Any]:
+    """The fields of `defaults`, groups within groups, that `written` lacks."""
+    later = {}
+    for key, value in defaults.items():
+        if key not in written:
+            later[key] = value
+        elif isinstance(value, ConfigDict) and isinstance(written[key], Mapping):
+            later[key] = _later_fields(written[key], value)
+    return later
 
 
 def get_config(workdir: str) -> ConfigDict:

@@ -157,13 +157,15 @@ def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field,
             check_same(changed, tmp_path)
 
 
-def test_fields_that_only_one_of_the_two_has_are_told(tmp_path):
+def test_a_field_that_is_no_more_is_told_and_a_new_one_had_its_default(tmp_path):
     old = json.loads(configs.to_json(quickstart()))
     del old["train"]["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    check_same(quickstart(), tmp_path)
     old["train"]["colour"] = "blue"
     (tmp_path / "config.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"train.colour: blue there, not set now\n  train.seed: not set there, 0 now"):
-        check_same(quickstart(), tmp_path)
+    with pytest.raises(UserError, match=r"train.colour: blue there, not set now\n  train.seed: 0 there, 1 now"):
+        check_same(quickstart(train__seed=1), tmp_path)
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
@@ -208,3 +210,14 @@ def test_the_config_flag_gives_file_and_argument():
     config_flags.DEFINE_config_file("config", flag_values=values)
     values(["program", f"--config={ROOT / 'configs' / 'deeplab.py'}:resnet18,shapes"])
     assert config_flags.get_config_filename(values["config"]).endswith("deeplab.py:resnet18,shapes")
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+    config = quickstart(optim__learning_rate=0.5).to_dict()
+    del config["loss"]["auxiliary"], config["optim"]
+    (tmp_path / configs.FILE).write_text(json.dumps(config))
+    found = configs.read(tmp_path)
+    assert found.loss.auxiliary == FIELDS["loss.auxiliary"]
+    assert found.optim.learning_rate == FIELDS["optim.learning_rate"]
+    assert flatten(found) == flatten(quickstart())
+    validate(found)

@@ -156,7 +156,10 @@ def test_one_image_will_do(photos, finished, tiny, tmp_path):
 def test_photos_of_one_name_do_not_overwrite_each_other(photos, finished, tiny, tmp_path):
     Image.fromarray(an_image(40, 60)).save(photos / "colour.png")
     predict_files(str(finished), str(photos), str(tmp_path / "out"), log=lambda line: None)
-    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("colour*g.png")}
+    sizes = {}
+    for path in (tmp_path / "out").glob("colour*g.png"):
+        with Image.open(path) as image:
+            sizes[path.name] = image.size
     assert Image.open(tmp_path / "out" / "colour.png").size == (70, 50)
     assert Image.open(tmp_path / "out" / "colour.png.png").size == (60, 40), sizes
 

@@ -112,7 +112,7 @@ def test_a_run_starts_from_a_backbone_and_is_normalised_as_that_was(tiny, tmp_pa
     assert stored(tmp_path / "run")["mean"] == list(MEAN) and stored(tmp_path / "run")["std"] == list(STD)
     assert config.data.mean == ()  # the caller's is left alone
     told = "\n".join(lines)
-    assert f"6 tensors of TinyBackbone from {backbone_file}, under torchvision's names" in told
+    assert f"6 tensors of tiny from {backbone_file}, under torchvision's names" in told
     assert "initialised anew, for a classifier has none: classifier, head" in told
     assert f"images are normalised by mean {MEAN} and std {STD}" in told
 

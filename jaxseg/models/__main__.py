@@ -1,10 +1,13 @@
 """The table of the zoo, in Markdown: `python -m jaxseg.models`, or `python -m jaxseg.models unet fpn` for some of it.
 
-The largest differences come from `differences.json` beside this file, which the comparisons with the reference
-networks write: `JAXSEG_RECORD=1 pytest tests/peers`.
+`--write` puts it into the README of the checkout instead, between its two comments; it takes a minute or two.
+
+The largest differences come from `differences.json` beside this file, which the comparisons with the reference networks
+write: `JAXSEG_RECORD=1 pytest tests/peers`.
 """
 
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +19,7 @@ from jaxseg.models.backbones import BACKBONES
 from jaxseg.models.cost import multiply_adds, num_params
 
 DIFFERENCES = pathlib.Path(__file__).with_name("differences.json")
+BEGIN, END = "<!-- zoo: python -m jaxseg.models --write -->\n", "<!-- end of zoo -->"
 HEADER = "| family | backbone | parameters | multiply-adds | output stride | the same network in | largest difference |"
 
 
@@ -47,9 +51,29 @@ def table(families: Iterable[str]) -> Iterator[str]:
     yield from rows(families)
 
 
+def split_readme(text: str) -> tuple[str, str, str]:
+    """What stands before the table in a README's text, the table, and what stands behind it."""
+    before, begin, rest = text.partition(BEGIN)
+    kept, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"README.md has no place for the table: {BEGIN.strip()} and {END} mark it")
+    return before + begin, kept, end + after
+
+
+def write(readme: pathlib.Path) -> None:
+    """Puts the whole table into a README."""
+    before, _, after = split_readme(readme.read_text())
+    temporary = readme.with_suffix(".tmp")
+    temporary.write_text(before + "".join(f"{line}\n" for line in table(FAMILIES)) + after)
+    os.replace(temporary, readme)
+
+
 if __name__ == "__main__":
     try:
-        for line in table(sys.argv[1:] or FAMILIES):
-            print(line, flush=True)
+        if sys.argv[1:] == ["--write"]:
+            write(pathlib.Path(__file__).parents[2] / "README.md")
+        else:
+            for line in table(sys.argv[1:] or FAMILIES):
+                print(line, flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")

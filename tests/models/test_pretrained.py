@@ -318,7 +318,7 @@ def test_the_real_mobilenet_loads(shared):
     if not path.is_file():
         pytest.skip(f"no {path}")
     weights = read_weights(create_model("deeplabv3plus", backbone="mobilenet_v2", num_classes=3), path)
-    assert weights.report[0].startswith("260 tensors of MobileNetV2")
+    assert weights.report[0].startswith("260 tensors of mobilenet_v2")
     assert "54 without use" in weights.report[0]  # 52 step counters, the classifier's weight and bias
     theirs = load_file(path)
     np.testing.assert_array_equal(
@@ -567,7 +567,7 @@ def test_the_file_of_another_backbone_is_refused_with_the_first_dozen_faults():
         for name in ("mobilenet_v2", "resnet18")
     }
     model = create_model("deeplabv3plus", backbone="mobilenet_v2", num_classes=3)
-    with pytest.raises(UserError, match=r"not a MobileNetV2(?s:.*)missing ") as caught:
+    with pytest.raises(UserError, match=r"not a mobilenet_v2(?s:.*)missing ") as caught:
         read_weights(model, files["resnet18"])
     lines = str(caught.value).splitlines()
     assert len(lines) == 14
@@ -603,7 +603,7 @@ def test_fcns_on_vgg_take_the_classifiers_dense_layers_as_convolutions():
     np.testing.assert_allclose(got, due, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(loaded["params", "fc7", "kernel"][0, 0], dense["classifier.3.weight"].T)
     np.testing.assert_array_equal(loaded["params", "fc6", "bias"], dense["classifier.0.bias"])
-    assert lines[0].startswith("30 tensors of VGG") and "1 without use" in lines[0]
+    assert lines[0].startswith("30 tensors of vgg16") and "1 without use" in lines[0]
     assert lines[1] == "initialised anew, for a classifier has none: score, score_pool3, score_pool4"
     # Without them, or in another width, the backbone is taken.
     for other, source in ((model, backbone), (model.clone(width=8), backbone | dense)):

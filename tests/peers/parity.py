@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from jaxseg.losses import cross_entropy
 from jaxseg.models import FAMILIES
 from jaxseg.models.backbones import BACKBONES
-from jaxseg.models.pretrained import BACKBONE_LAYOUTS, MODEL_LAYOUTS, export_weights, load_pretrained
+from jaxseg.models.pretrained import BACKBONE_LAYOUTS, MODEL_LAYOUTS, backbone_name, export_weights, load_pretrained
 
 NUM_CLASSES = 5
 AUX_WEIGHT = 0.4
@@ -89,16 +89,9 @@ def check_logits(ours, theirs, *shapes: tuple[int, int, int], tolerance: float =
 
 def name_of(ours) -> str:
     """'family backbone' of a network."""
-
-    def kind(module):
-        """What tells backbones of one class apart, by the words that a functools.partial gives its class."""
-        return type(module), *(getattr(module, field, None) for field in ("block", "repeats", "batch_norm"))
-
     for family, networks in FAMILIES.items():
         for backbone, network in networks.items():
-            if type(ours) is network and (
-                backbone not in BACKBONES or kind(BACKBONES[backbone]()) == kind(ours.backbone)
-            ):
+            if type(ours) is network and (backbone not in BACKBONES or backbone == backbone_name(ours.backbone)):
                 return f"{family} {backbone}"
     raise AssertionError(f"{type(ours)} is in no family")
 

@@ -21,6 +21,7 @@ LAYERS = {
     "vgg16_bn": ("features.12", "features.22", "features.32", "features.42", "features.43"),
     "mobilenet_v2": ("features.1", "features.3", "features.6", "features.13", "features.18"),
     "mobilenet_v3_large": ("features.1", "features.3", "features.6", "features.12", "features.16"),
+    "mobilenet_v3_small": ("features.0", "features.1", "features.3", "features.8", "features.12"),
     "resnet18": RESNET_LAYERS,
     "resnet34": RESNET_LAYERS,
     "resnet50": RESNET_LAYERS,
@@ -38,6 +39,12 @@ TIMM = [
         "mobilenet_v3_large",
         {"epsilon": 1e-5},
         ("blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"),
+    ),
+    (
+        "mobilenetv3_small_100",
+        "mobilenet_v3_small",
+        {"epsilon": 1e-5},
+        ("bn1", "blocks.0", "blocks.1", "blocks.3", "blocks.5"),
     ),
     ("resnet50c", "resnet50", {"deep_stem": True}, ("act1", "layer1", "layer2", "layer3", "layer4")),
 ]

@@ -1,4 +1,4 @@
-"""MobileNetV3-Large (Howard et al., ICCV 2019, table 1), as torchvision builds it."""
+"""MobileNetV3-Large and -Small (Howard et al., ICCV 2019, tables 1 and 2), as torchvision builds them."""
 
 import functools
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jaxseg.models.layers import Conv, ConvBN, DepthwiseConvBN, relu6
 
 
 class Block(NamedTuple):
-    """A row of table 1: kernel, expanded and given channels, squeeze-and-excite, hard-swish (else ReLU), stride."""
+    """A row of a table: kernel, expanded and given channels, squeeze-and-excite, hard-swish (else ReLU), stride."""
 
     kernel_size: int
     expanded: int
@@ -40,6 +40,20 @@ LARGE = (
     Block(5, 672, 160, True, True, 2),
     Block(5, 960, 160, True, True, 1),
     Block(5, 960, 160, True, True, 1),
+)
+
+SMALL = (
+    Block(3, 16, 16, True, False, 2),
+    Block(3, 72, 24, False, False, 2),
+    Block(3, 88, 24, False, False, 1),
+    Block(5, 96, 40, True, True, 2),
+    Block(5, 240, 40, True, True, 1),
+    Block(5, 240, 40, True, True, 1),
+    Block(5, 120, 48, True, True, 1),
+    Block(5, 144, 48, True, True, 1),
+    Block(5, 288, 96, True, True, 2),
+    Block(5, 576, 96, True, True, 1),
+    Block(5, 576, 96, True, True, 1),
 )
 
 
@@ -100,15 +114,16 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3 without its classifier; Large has features of 16, 24, 40, 112 and 960 channels.
+    """MobileNetV3 without its classifier.
 
-    The feature at a stride is the last one of that size. BatchNorm's constants are torchvision's; timm's weights
-    `mobilenetv3_large_100` were trained with `epsilon=1e-5`.
+    Large has features of 16, 24, 40, 112 and 960 channels, Small of 16, 16, 24, 48 and 576: the feature at a stride is
+    the last one of that size. BatchNorm's constants are torchvision's; timm's weights `mobilenetv3_large_100` and
+    `mobilenetv3_small_100` were trained with `epsilon=1e-5`.
 
     Fields:
       first_block_features: whether the feature at a stride is rather that of the first block of that size, which leaves
-        the deeper ones unread: 16, 24, 40, 80 and 960 channels. So torchvision's `deeplabv3_mobilenet_v3_large` has
-        it, at `output_stride=16`, for its auxiliary head.
+        the deeper ones unread: of Large 16, 24, 40, 80 and 960 channels. So torchvision's
+        `deeplabv3_mobilenet_v3_large` has it, at `output_stride=16`, for its auxiliary head.
     """
 
     blocks: tuple[Block, ...]
@@ -138,3 +153,4 @@ class MobileNetV3(nn.Module):
 
 
 mobilenet_v3_large = functools.partial(MobileNetV3, LARGE)
+mobilenet_v3_small = functools.partial(MobileNetV3, SMALL)

@@ -142,7 +142,7 @@ def read_weights(model: nn.Module, source: Source, shapes: Mapping[str, Any] | N
     flat = flatten_dict(_shapes(model) if shapes is None else shapes)
     fits = [_fit(*layout, tensors, prefix, flat, model) for layout in layouts for prefix in _prefixes(tensors)]
     fit = min(fits, key=lambda fit: (bool(fit.faults), -fit.named, len(fit.faults)))
-    layout, what = fit.layout, type(fit.network).__name__
+    layout, what = fit.layout, _called(fit.network)
     if fit.faults:
         tried = dict.fromkeys(layout.name for layout, _ in layouts)
         nearest = f" (the nearest of {', '.join(tried)})" if len(tried) > 1 else ""
@@ -229,7 +229,7 @@ def _shapes(model: nn.Module, image_size: tuple[int, int] = (64, 64), channels: 
     return jax.eval_shape(_init(model, image_size, channels), jax.random.key(0))
 
 
-def _backbone_name(backbone: nn.Module) -> str:
+def backbone_name(backbone: nn.Module) -> str:
     """The name in `BACKBONES`: of all modules of its type, that which has most fields alike."""
 
     def alike(name):
@@ -241,6 +241,11 @@ def _backbone_name(backbone: nn.Module) -> str:
 
     best = max(BACKBONES, key=alike)
     return best if alike(best) >= 0 else type(backbone).__name__
+
+
+def _called(network: nn.Module) -> str:
+    """What messages call a network: its class, and a backbone its name."""
+    return backbone_name(network) if hasattr(network, "output_stride") else type(network).__name__
 
 
 def _without_use(model: nn.Module) -> dict[Path, np.ndarray]:
@@ -278,7 +283,7 @@ def _read(source: Source, backbone: nn.Module | None) -> tuple[str, dict[str, np
         return str(source), read_tensors(source)
     if backbone is None:
         raise UserError("weights: 'imagenet' is for backbones, and this network has an encoder of its own: give a file")
-    name = _backbone_name(backbone)
+    name = backbone_name(backbone)
     path = hub.fetch(name)
     return f"{hub.IMAGENET[name].repo} of the hub", read_tensors(path)
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxseg.errors import UserError
-from jaxseg.lookup import nearest
 
 
 class HubFile(NamedTuple):
@@ -55,6 +54,7 @@ _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 ELSEWHERE = {
     "mobilenet_v1": f"{_KERAS}/mobilenet/mobilenet_1_0_224_tf_no_top.h5",
     "mobilenet_v3_large": "https://download.pytorch.org/models/mobilenet_v3_large-5c1a4163.pth",
+    "mobilenet_v3_small": "https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth",
     "xception": f"{_KERAS}/xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5",
 }
 
@@ -67,10 +67,9 @@ def fetch(backbone: str) -> pathlib.Path:
         what was fetched has another checksum.
     """
     if backbone not in IMAGENET:
-        where = f"fetch {ELSEWHERE[backbone]}" if backbone in ELSEWHERE else nearest(backbone, IMAGENET)
+        where = f"fetch {ELSEWHERE[backbone]} and give its path" if backbone in ELSEWHERE else "give a file of your own"
         raise UserError(
-            f"weights: no file of the hub is known for {backbone} on ImageNet: {where.rstrip('.')}; "
-            "or give another file, --config.model.weights=FILE"
+            f"weights: no file of the hub is known for {backbone} on ImageNet: {where}, --config.model.weights=FILE"
         )
     file = IMAGENET[backbone]
     try:

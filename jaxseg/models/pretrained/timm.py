@@ -29,7 +29,7 @@ def mobilenet_v2(backbone: mobilenet.MobileNetV2) -> Iterator[Entry]:
 
 
 def mobilenet_v3s(backbone: mobilenet_v3.MobileNetV3) -> Iterator[Entry]:
-    """`mobilenetv3_large_100`: a stage has one number of channels."""
+    """`mobilenetv3_large_100` and `mobilenetv3_small_100`: a stage has one number of channels."""
     yield from conv_bn(("stem",), "conv_stem", "bn1", role="stem")
     channels, stage, repeat = mobilenet_v3.STEM, 0, 0
     for i, block in enumerate(backbone.blocks):

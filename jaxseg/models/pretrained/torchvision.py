@@ -43,7 +43,7 @@ def mobilenet_v2(backbone: mobilenet.MobileNetV2) -> Iterator[Entry]:
 
 
 def mobilenet_v3s(backbone: mobilenet_v3.MobileNetV3) -> Iterator[Entry]:
-    """`mobilenet_v3_large`: a block's parts are numbered through, those that it lacks left out."""
+    """`mobilenet_v3_large` and `_small`: a block's parts are numbered through, those that it lacks left out."""
     yield from conv_bn(("stem",), "features.0.0", "features.0.1", role="stem")
     channels = mobilenet_v3.STEM
     for i, block in enumerate(backbone.blocks):
