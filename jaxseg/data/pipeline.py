@@ -23,6 +23,7 @@ def train_batches(
     seed: int,
     batch_size: int,
     augment: Augment,
+    variants: Sequence[str] = (),
     start_step: int = 0,
     workers: int = 0,
     process_index: int = 0,
@@ -40,6 +41,7 @@ def train_batches(
       seed: of order and augmentation.
       batch_size: images of a step, over all processes; the batches of the processes in a row are the whole one.
       augment: makes all records one size; it must pickle where `workers` is not 0.
+      variants: names of `transforms.VARIANTS`; an epoch has every record once in each. () for every record once.
       start_step: the first step.
       workers: processes that read and augment; with 0 threads of this process do it. They are started anew, so a
         script that uses them needs its `if __name__ == "__main__":`.
@@ -61,7 +63,7 @@ def train_batches(
         )
     order, chance = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     batches = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.source(_Variants(source, variants) if variants else source)
         .shuffle(seed=order)
         .repeat()
         .random_map(augment, seed=chance)
@@ -78,6 +80,23 @@ def train_batches(
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+
+
+class _Variants:
+    """The records of `source`, each once a variant, whose name they carry."""
+
+    def __init__(self, source, variants: Sequence[str]):
+        self.source, self.variants = source, tuple(variants)
+
+    def __len__(self) -> int:
+        return len(self.source) * len(self.variants)
+
+    def __repr__(self) -> str:
+        return f"{self.source!r} in {len(self.variants)} variants"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, variant = divmod(index, len(self.variants))
+        return {**self.source[number], "variant": self.variants[variant]}
 
 
 def padded_sizes(sizes: np.ndarray, multiple: int = 32) -> np.ndarray:

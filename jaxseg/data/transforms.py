@@ -70,10 +70,12 @@ def random_crop(
     return pad(images[window], labels[window], (height, width), fill)
 
 
-def random_flip(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels, mirrored left to right in one of two cases."""
+def random_flip(
+    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, axis: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels, mirrored in one of two cases: left to right (axis 1) or upside down (axis 0)."""
     if rng.random() < 0.5:
-        return cv2.flip(images, 1), cv2.flip(labels, 1)
+        return cv2.flip(images, axis), cv2.flip(labels, axis)
     return images, labels
 
 
@@ -96,28 +98,136 @@ def colour_jitter(images: np.ndarray, rng: np.random.Generator, strength: float)
     return cv2.transform(images, matrix)
 
 
+def random_rotate90(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels turned by 0, 90, 180 or 270 degrees; a quarter turn swaps height and width."""
+    return quarter_turns(images, labels, int(rng.integers(4)))
+
+
+def quarter_turns(images: np.ndarray, labels: np.ndarray, turns: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels turned counter-clockwise by `turns` quarters."""
+    return np.ascontiguousarray(np.rot90(images, turns)), np.ascontiguousarray(np.rot90(labels, turns))
+
+
+def remap(
+    images: np.ndarray, labels: np.ndarray, x: np.ndarray, y: np.ndarray, fill: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels read at the places (x, y), float32 [H, W], in pixels: bilinear the one, nearest the other.
+
+    Beyond the image there is `fill`, and label 255.
+    """
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    border = {"borderMode": cv2.BORDER_CONSTANT}
+    image = cv2.remap(images, x, y, cv2.INTER_LINEAR, borderValue=[int(v) for v in fill], **border)
+    return image, cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderValue=IGNORE_LABEL, **border)
+
+
+def random_grid_distortion(
+    images: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    strength: float,
+    fill: Sequence[int] = (124, 116, 104),
+    cells: int = 5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of a grid of `cells` made wider and narrower by factors of [1 - strength, 1 + strength].
+
+    The borders stay where they are (the distortion of the library Albumentations with `normalized=True`).
+    """
+
+    def places(size: int) -> np.ndarray:
+        edges = np.concatenate([[0.0], np.cumsum(rng.uniform(1 - strength, 1 + strength, cells))])
+        return np.interp(np.arange(size), np.linspace(0, size - 1, cells + 1), edges / edges[-1] * (size - 1))
+
+    height, width = labels.shape
+    x, y = np.meshgrid(places(width), places(height))
+    return remap(images, labels, x, y, fill)
+
+
+def random_elastic(
+    images: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    strength: float,
+    fill: Sequence[int] = (124, 116, 104),
+) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth deformation (U-Net, Ronneberger et al. 2015, section 3.1).
+
+    Displacements of a standard deviation of `strength` pixels on a grid of 3 by 3, bicubic between them.
+    """
+    height, width = labels.shape
+    shift = cv2.resize(rng.normal(0, strength, (3, 3, 2)), (width, height), interpolation=cv2.INTER_CUBIC)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return remap(images, labels, x + shift[..., 0], y + shift[..., 1], fill)
+
+
+# Optical densities of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001, table 1), rows of length 1.
+_STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
+
+
+def stain_jitter(images: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """The image of a stained tissue with its stains changed (Tellez et al. 2018, "Whole-slide mitosis detection").
+
+    Colours are taken apart into haematoxylin, eosin and DAB; of each the amount is multiplied by a factor from
+    [1 - strength, 1 + strength] and moved by up to `strength` / 5 either way; then they are put together again.
+    """
+    factors = rng.uniform(1 - strength, 1 + strength, 3)
+    shifts = rng.uniform(-strength, strength, 3) / 5
+    # density = amounts @ stains, so the change is one linear map of the densities.
+    matrix = np.linalg.inv(_STAINS) @ np.diag(factors) @ _STAINS
+    change = np.concatenate([matrix.T, (shifts @ _STAINS)[:, None]], axis=1)
+    density = cv2.transform(_DENSITY[images], change)
+    return np.clip(256 * cv2.exp(-density) - 0.5, 0, 255).astype(np.uint8)
+
+
+def _flipped(code: int):
+    return lambda images, labels, rng: (cv2.flip(images, code), cv2.flip(labels, code))
+
+
+# What `data.variants` may list: each gives one sample of every image.
+VARIANTS = {
+    "identity": lambda images, labels, rng: (images, labels),
+    "rotate90": lambda images, labels, rng: quarter_turns(images, labels),
+    "vertical_flip": _flipped(0),
+    "flip": _flipped(1),
+    "grid_distortion": lambda images, labels, rng: random_grid_distortion(images, labels, rng, 0.3),
+}
+
+
 def augment(
     example: dict[str, Any],
     rng: np.random.Generator,
     *,
     crop_size: int | Sequence[int],
+    resize_to: Sequence[int] = (),
     scale: Sequence[float] = (1.0, 1.0),
+    center_crop: bool = False,
     flip: bool = True,
+    vertical_flip: bool = False,
+    rotate90: bool = False,
+    grid_distortion: float = 0.0,
+    elastic: float = 0.0,
     jitter: float = 0.0,
+    stain: float = 0.0,
     fill: Sequence[int] = (124, 116, 104),
 ) -> dict[str, Any]:
-    """Random scale, crop, flip and colours of one record.
+    """All random changes of one record, in the order of the arguments.
 
-    It does what `random_scale`, `random_crop`, `random_flip` and `colour_jitter` do one after the other, but cuts the
-    window out of the image before it resizes it, so that only what is kept is resized.
+    Scale and crop are one: the window is cut out of the image before it is resized, so that only what is kept is.
 
     Args:
-      example: `images` uint8 [H, W, 3] and `labels` uint8 [H, W]; other keys are passed on.
+      example: `images` uint8 [H, W, 3] and `labels` uint8 [H, W]; with `variant`, one of `VARIANTS` that is applied to
+        the whole image; other keys are passed on.
       rng: the only source of chance.
       crop_size: size of the result, one number or (height, width).
+      resize_to: (height, width) that the whole image is brought to first, whatever its proportions; () leaves it.
       scale: lowest and highest factor.
-      flip: whether one of two images is mirrored.
-      jitter: strength of the change of colours, 0 for none.
+      center_crop: whether the window lies in the middle and not anywhere.
+      flip, vertical_flip: whether one of two images is mirrored left to right, upside down.
+      rotate90: whether it is turned by a random number of quarters; the crop must be square.
+      grid_distortion, elastic, jitter, stain: strengths, see `random_grid_distortion`, `random_elastic`,
+        `colour_jitter`, `stain_jitter`; 0 for none.
       fill: RGB colour beyond the image, as a rule the mean that normalising takes away.
 
     Returns:
@@ -125,6 +235,10 @@ def augment(
     """
     images, labels = example["images"], example["labels"]
     crop = as_pair(crop_size)
+    if len(resize_to):
+        images, labels = resize(images, labels, as_pair(resize_to))
+    if "variant" in example:
+        images, labels = VARIANTS[example["variant"]](images, labels, rng)
     factor = rng.uniform(*scale)
     # The window in the pixels of the source, and what becomes of it: less than the crop where the image ends first.
     window = [min(full, max(1, round(cut / factor))) for full, cut in zip(labels.shape, crop, strict=True)]
@@ -132,12 +246,26 @@ def augment(
         cut if part < full else min(cut, max(1, round(full * factor)))
         for full, part, cut in zip(labels.shape, window, crop, strict=True)
     ]
-    top, left = _place(rng, labels.shape, window)
+    if center_crop:
+        top, left = ((full - part) // 2 for full, part in zip(labels.shape, window, strict=True))
+    else:
+        top, left = _place(rng, labels.shape, window)
     part = np.s_[top : top + window[0], left : left + window[1]]
     images, labels = resize(images[part], labels[part], (size[0], size[1]))
+    # A change that is off takes nothing from the generator: what others draw stays the same.
     if flip:
         images, labels = random_flip(images, labels, rng)
+    if vertical_flip:
+        images, labels = random_flip(images, labels, rng, axis=0)
+    if rotate90:
+        images, labels = random_rotate90(images, labels, rng)
+    if grid_distortion:
+        images, labels = random_grid_distortion(images, labels, rng, grid_distortion, fill)
+    if elastic:
+        images, labels = random_elastic(images, labels, rng, elastic, fill)
     images = colour_jitter(images, rng, jitter)
+    if stain:
+        images = stain_jitter(images, rng, stain)
     images, labels = pad(images, labels, crop, fill)
     return {**example, "images": images, "labels": labels}
 

@@ -54,6 +54,15 @@ def test_a_batch_is_what_it_should_be():
         assert set(np.unique(labels)) <= {int(name[1:]), 255}
 
 
+def test_an_epoch_has_every_record_once_in_each_variant():
+    def keep(example, rng):
+        return {**example, "id": f"{example['id']} {example['variant']}"}
+
+    batches = take(13, augment=keep, batch_size=2, variants=("identity", "flip"))
+    names = [name for batch in batches for name in batch["ids"]]
+    assert sorted(names) == sorted(f"r{i} {variant}" for i in range(13) for variant in ("identity", "flip"))
+
+
 def test_the_same_seed_gives_the_same_stream_and_another_another():
     assert all(map(same, take(8), take(8)))
     assert [batch["ids"] for batch in take(8)] != [batch["ids"] for batch in take(8, seed=6)]

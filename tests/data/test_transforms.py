@@ -170,3 +170,134 @@ def test_augment_reaches_every_corner():
         for seed in range(200)
     }
     assert corners == {0, 1, 2, 10, 11, 12, 20, 21, 22}
+
+
+def all_alike(images, labels):
+    """The image of `twins` has its labels in every channel."""
+    return np.array_equal(images, np.repeat(labels[..., None], 3, axis=2))
+
+
+def test_quarter_turns_come_back_and_all_four_are_drawn():
+    images, labels = twins(24, 36)
+    turned, both = transforms.quarter_turns(images, labels)
+    assert both.shape == (36, 24) and all_alike(turned, both)
+    np.testing.assert_array_equal(both[0], labels[:, -1])
+    np.testing.assert_array_equal(transforms.quarter_turns(turned, both, 3)[1], labels)
+    seen = {transforms.random_rotate90(images, labels, np.random.default_rng(seed))[1].tobytes() for seed in range(40)}
+    assert len(seen) == 4
+
+
+def test_an_upside_down_flip_mirrors_the_rows():
+    images, labels = twins(24, 36)
+    seen = set()
+    for seed in range(20):
+        image, new = transforms.random_flip(images, labels, np.random.default_rng(seed), axis=0)
+        assert all_alike(image, new)
+        assert np.array_equal(new, labels) or np.array_equal(new, labels[::-1])
+        seen.add(new.tobytes())
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("change", [transforms.random_grid_distortion, transforms.random_elastic])
+def test_a_deformation_keeps_the_two_together_and_makes_no_label(change):
+    images, labels = twins(120, 150)
+    strength = 0.3 if change is transforms.random_grid_distortion else 5
+    for seed in range(10):
+        image, new = change(images, labels, np.random.default_rng(seed), strength, (255, 255, 255))
+        assert agree(image, new, most=0.3) and image.shape == images.shape
+        assert set(np.unique(new)) <= set(np.unique(labels)) | {255}
+        assert not np.array_equal(new, labels)
+    still, same = change(images, labels, np.random.default_rng(0), 0, FILL)
+    np.testing.assert_array_equal(same, labels)
+    np.testing.assert_array_equal(still, images)
+
+
+def test_a_distorted_grid_keeps_its_borders():
+    images, labels = twins(60, 84)
+    for seed in range(10):
+        _, new = transforms.random_grid_distortion(images, labels, np.random.default_rng(seed), 0.3)
+        assert {tuple(corner) for corner in (new[[0, 0, -1, -1], [0, -1, 0, -1]],)} == {
+            tuple(labels[[0, 0, -1, -1], [0, -1, 0, -1]])
+        }
+
+
+def test_an_elastic_deformation_is_as_strong_as_it_says():
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None], 200, axis=0)
+    images = np.repeat(ramp[..., None], 3, axis=2)
+    moved = [
+        transforms.random_elastic(images, ramp, np.random.default_rng(seed), 6)[1][100, 100].astype(int) - 100
+        for seed in range(200)
+    ]
+    assert 4.8 < np.std(moved) < 7.2
+
+
+def test_stains_change_by_their_strength_and_white_stays_light():
+    tissue = np.random.default_rng(0).integers(60, 230, (16, 16, 3), dtype=np.uint8)
+    nearly = transforms.stain_jitter(tissue, np.random.default_rng(0), 1e-6)
+    assert np.abs(nearly.astype(int) - tissue).max() <= 1
+    changes = [
+        np.abs(transforms.stain_jitter(tissue, np.random.default_rng(seed), 0.2).astype(int) - tissue).mean()
+        for seed in range(20)
+    ]
+    assert 3 < np.mean(changes) < 30
+    white = transforms.stain_jitter(np.full((4, 4, 3), 255, np.uint8), np.random.default_rng(1), 0.2)
+    assert white.min() > 225
+
+
+def test_a_change_of_one_stain_moves_along_its_colour():
+    """More haematoxylin takes light away in the proportions of its optical density."""
+    stains = transforms._STAINS
+    pixel = np.round(256 * np.exp(-(0.8 * stains[0])) - 1).astype(np.uint8)[None, None]
+    changed = transforms.stain_jitter(pixel, np.random.default_rng(3), 0.2)
+    factors = np.random.default_rng(3)
+    factor, shifts = factors.uniform(0.8, 1.2, 3)[0], factors.uniform(-0.2, 0.2, 3) / 5
+    due = 256 * np.exp(-(0.8 * factor * stains[0] + shifts @ stains)) - 1
+    np.testing.assert_allclose(changed[0, 0], np.clip(due, 0, 255), atol=2)
+
+
+@pytest.mark.parametrize("name", transforms.VARIANTS)
+def test_a_variant_changes_both_alike(name):
+    images, labels = twins(48, 48)
+    example = {"images": images, "labels": labels, "variant": name}
+    out = transforms.augment(example, np.random.default_rng(0), crop_size=48, flip=False)
+    assert agree(out["images"], out["labels"], most=0.3)
+    assert np.array_equal(out["labels"], labels) == (name == "identity")
+
+
+def test_what_is_off_draws_nothing():
+    """A run from before these changes were there goes on with the same stream."""
+    images, labels = twins(60, 60)
+    kwargs = {"crop_size": 32, "scale": (0.8, 1.5), "jitter": 0.3}
+    one, two = np.random.default_rng(0), np.random.default_rng(0)
+    example = {"images": images, "labels": labels}
+    off = {"vertical_flip": False, "rotate90": False, "grid_distortion": 0.0, "elastic": 0.0, "stain": 0.0}
+    before = transforms.augment(example, one, **kwargs)
+    after = transforms.augment(example, two, **kwargs, **off)
+    np.testing.assert_array_equal(before["images"], after["images"])
+    assert one.random() == two.random()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vertical_flip": True}, {"rotate90": True}, {"grid_distortion": 0.3}, {"elastic": 4.0}, {"stain": 0.2}],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_change_that_is_on_does_something(change):
+    example = dict(zip(("images", "labels"), twins(60, 60), strict=True))
+    still = transforms.augment(example, np.random.default_rng(1), crop_size=60, flip=False)
+    moved = [
+        transforms.augment(example, np.random.default_rng(seed), crop_size=60, flip=False, **change)
+        for seed in range(5)
+    ]
+    assert any(not np.array_equal(out["images"], still["images"]) for out in moved)
+    assert all(out["images"].shape == (60, 60, 3) for out in moved)
+
+
+def test_images_are_brought_to_a_size_first_and_cropped_in_the_middle():
+    images, labels = twins(48, 96)
+    example = {"images": images, "labels": labels}
+    out = transforms.augment(example, np.random.default_rng(0), crop_size=48, resize_to=(48, 48), flip=False)
+    np.testing.assert_array_equal(out["labels"], transforms.resize(images, labels, (48, 48))[1])
+    for seed in range(3):
+        out = transforms.augment(example, np.random.default_rng(seed), crop_size=32, center_crop=True, flip=False)
+        np.testing.assert_array_equal(out["labels"], labels[8:40, 32:64])
