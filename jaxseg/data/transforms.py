@@ -116,9 +116,12 @@ def remap(
     Beyond the image there is `fill`, and label 255.
     """
     x, y = x.astype(np.float32), y.astype(np.float32)
-    border = {"borderMode": cv2.BORDER_CONSTANT}
-    image = cv2.remap(images, x, y, cv2.INTER_LINEAR, borderValue=[int(v) for v in fill], **border)
-    return image, cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderValue=IGNORE_LABEL, **border)
+    # The fill comes after: the last half pixel inside would be mixed with it.
+    image = cv2.remap(images, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    beyond = cv2.remap(np.ones_like(labels), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) == 0
+    image[beyond] = np.asarray(fill, np.uint8)
+    labels = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_LABEL)
+    return image, labels
 
 
 def random_grid_distortion(

@@ -204,9 +204,7 @@ def test_a_deformation_keeps_the_two_together_and_makes_no_label(change):
     strength = 0.3 if change is transforms.random_grid_distortion else 5
     for seed in range(10):
         image, new = change(images, labels, np.random.default_rng(seed), strength, (255, 255, 255))
-        assert image.shape == images.shape
-        # Where the outermost pixels lie half beyond the image, they are mixed with the fill.
-        assert agree(image[1:-1, 1:-1], new[1:-1, 1:-1], most=0.3)
+        assert agree(image, new, most=0.3) and image.shape == images.shape
         assert set(np.unique(new)) <= set(np.unique(labels)) | {255}
         assert not np.array_equal(new, labels)
     still, same = change(images, labels, np.random.default_rng(0), 0, FILL)
