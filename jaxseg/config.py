@@ -11,6 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxseg.data import DATASETS
+from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.models import DTYPES, FAMILIES, create_model
@@ -43,7 +44,10 @@ NAMES = {
 RANGES = {
     "data.batch_size": (1, True),
     "data.eval_batch_size": (1, True),
+    "data.grid_distortion": (0, True),
+    "data.elastic": (0, True),
     "data.jitter": (0, True),
+    "data.stain": (0, True),
     "data.workers": (0, True),
     "loss.cross_entropy": (0, False),
     "loss.auxiliary": (0, True),
@@ -117,6 +121,16 @@ def validate(config: ConfigDict) -> None:
     sides = (crop, crop) if isinstance(crop, int) else tuple(crop)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
         raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
+    if config.data.rotate90 and sides[0] != sides[1]:
+        raise UserError(f"data.rotate90 is set, but data.crop_size is {crop}: a quarter turn wants a square crop")
+    resize = tuple(config.data.resize)
+    if resize and (len(resize) != 2 or not all(isinstance(side, int) and side >= 1 for side in resize)):
+        raise UserError(f"data.resize is {resize}: it must be (height, width) in pixels, or () for the images' own")
+    for variant in config.data.variants:
+        lookup(VARIANTS, variant, "variant (data.variants)")
+    for field in ("grid_distortion", "stain"):
+        if config.data[field] >= 1:
+            raise UserError(f"data.{field} is {config.data[field]}: it must be less than 1")
     for field in ("mean", "std"):
         values = tuple(config.data[field])
         if values and (len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)):
@@ -158,9 +172,13 @@ def _options(options: ConfigDict) -> dict[str, Any]:
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:
-    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill."""
+    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill.
+
+    With `data.variants` a pass has every image once in each of them.
+    """
     if config.train.num_steps:
         return int(config.train.num_steps)
+    num_images *= max(1, len(config.data.variants))
     return max(1, int(config.train.num_epochs * num_images / config.data.batch_size))
 
 

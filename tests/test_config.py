@@ -20,7 +20,8 @@ FIELDS = flatten(default.get_config())
 def quickstart(**overrides):
     config = default.get_config()
     config.train.num_steps = 10
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
+    with config.ignore_type():
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
     return config
 
 
@@ -86,6 +87,12 @@ def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
         ({"data__scale": (0.0, 1.0)}, r"data.scale is \(0.0, 1.0\)"),
         ({"data__scale": (1.0,)}, r"data.scale is \(1.0,\)"),
         ({"data__scale": ()}, r"data.scale is \(\)"),
+        ({"data__rotate90": True, "data__crop_size": (32, 64)}, r"data.rotate90 is set.*\(32, 64\): .* square crop"),
+        ({"data__resize": (32,)}, r"data.resize is \(32,\): it must be \(height, width\)"),
+        ({"data__resize": (32, 0)}, r"data.resize is \(32, 0\)"),
+        ({"data__variants": ("flip", "fliq")}, r"unknown variant \(data.variants\) 'fliq': did you mean flip"),
+        ({"data__stain": 1.0}, "data.stain is 1.0: it must be less than 1"),
+        ({"data__grid_distortion": 1.5}, "data.grid_distortion is 1.5: it must be less than 1"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(overrides, message):
@@ -112,6 +119,11 @@ def test_a_crop_has_two_sides_of_32_or_more(crop):
 def test_epochs_become_steps(steps, epochs, images, batch, due):
     config = quickstart(train__num_steps=steps, train__num_epochs=epochs, data__batch_size=batch)
     assert num_steps(config, images) == due
+
+
+def test_an_epoch_has_every_variant():
+    config = quickstart(train__num_steps=0, train__num_epochs=4.0, data__batch_size=8, data__variants=("flip",) * 6)
+    assert num_steps(config, 367) == 1101
 
 
 @pytest.mark.parametrize(
