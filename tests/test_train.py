@@ -18,6 +18,7 @@ from jaxseg import checkpoint, score
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
+from jaxseg.score import eval_run
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -54,6 +55,10 @@ def test_a_run_writes_its_config(finished, workplace):
     due = json.loads(json.dumps(workplace.config().to_dict()))  # tuples become lists
     due["data"] |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # left open in the config
     assert json.loads((finished / "config.json").read_text()) == due
+
+
+def test_a_run_writes_its_classes(finished):
+    assert (finished / "info.json").read_text() == data_info("camvid").to_json()
 
 
 def test_rows_of_training_come_when_due_with_all_their_values(finished):
@@ -108,7 +113,7 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "events", "figures", "metrics.jsonl")
+        *("checkpoints", "config.json", "curves.png", "events", "figures", "info.json", "metrics.jsonl")
     ]
 
 
@@ -266,6 +271,18 @@ def test_another_run_is_refused_and_nothing_changes(fields, message, finished_co
     with pytest.raises(UserError, match=message):
         train(config, finished_copy, log=lambda line: None)
     assert contents(finished_copy) == before
+
+
+def test_data_with_other_classes_is_refused(finished_copy, tiny):
+    info = finished_copy / "info.json"
+    info.write_text(info.read_text().replace('"sky"', '"ceiling"'))
+    before = info.read_text()
+    message = r"run was trained with the classes ceiling, building, .*; the data has sky, building, .* now: give it"
+    with pytest.raises(UserError, match=message):
+        train(tiny.config(), finished_copy, log=lambda line: None)
+    with pytest.raises(UserError, match=message):
+        eval_run(finished_copy)
+    assert info.read_text() == before
 
 
 def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def _break(folder: Path, what: str) -> None:
             r"train_1\.png has label 37 in 164 pixels, but camvid has 11 classes: labels must be 0\.\.10, or 255",
         ),
         ("colours", r"train_1\.png is an image of mode RGB; a mask holds one class index per pixel"),
-        ("bitmap", r"train_1\.jpg is a BMP file; images must be JPEG or PNG"),
+        ("bitmap", r"train_1\.jpg is a BMP file; images must be JPEG, PNG or TIFF"),
     ],
 )
 def test_a_broken_file_is_named_and_leaves_nothing_behind(camvid_folder, what, message):
