@@ -18,6 +18,7 @@ DATASETS = {
     "shapes": "jaxseg.data.shapes:Shapes",
     "voc": "jaxseg.data.voc:Voc",
     "camvid": "jaxseg.data.camvid:CamVid",
+    "monuseg": "jaxseg.data.monuseg:MoNuSeg",
 }
 
 
