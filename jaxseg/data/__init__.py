@@ -19,6 +19,7 @@ DATASETS = {
     "voc": "jaxseg.data.voc:Voc",
     "camvid": "jaxseg.data.camvid:CamVid",
     "monuseg": "jaxseg.data.monuseg:MoNuSeg",
+    "loveda": "jaxseg.data.loveda:LoveDA",
 }
 
 

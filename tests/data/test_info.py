@@ -16,7 +16,7 @@ from jaxseg.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-FIXED = [*((name, "") for name in DATASETS if name != "folder"), ("camvid", "12")]
+FIXED = [*((name, "") for name in DATASETS if name != "folder"), ("camvid", "12"), ("loveda", "project_b")]
 
 
 @pytest.mark.parametrize(("name", "version"), FIXED)
@@ -69,7 +69,7 @@ def test_versions_may_have_classes_of_their_own():
     eleven, twelve = data_info("camvid"), data_info("camvid", "12")
     assert twelve.class_names == (*eleven.class_names, "void") and twelve.class_weights is None
     assert same(data_info("camvid", "11"), eleven)
-    for name, version in (("camvid", "13"),):
+    for name, version in (("camvid", "13"), ("loveda", "urbane")):
         with pytest.raises(UserError, match=f"unknown version of {name} '{version}'"):
             data_info(name, version)
 
