@@ -20,6 +20,7 @@ DATASETS = {
     "camvid": "jaxseg.data.camvid:CamVid",
     "monuseg": "jaxseg.data.monuseg:MoNuSeg",
     "loveda": "jaxseg.data.loveda:LoveDA",
+    "folder": "jaxseg.data.folder:Folder",
 }
 
 
