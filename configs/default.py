@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.data = data = ConfigDict()
-    data.name = "shapes"  # shapes, camvid or voc
-    data.version = ""  # of the data set, where it has several: voc has 2007, 2012 and 2012_aug
+    data.name = "shapes"  # shapes, camvid, voc, monuseg, loveda, or folder, for images of your own
+    data.version = ""  # of the data set, where it has several, see README; '' for its default
     data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
     data.batch_size = 16  # images a step, over all devices and processes
     data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
