@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps
 
+import jaxseg
 from jaxseg import checkpoint, score
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
@@ -271,6 +273,20 @@ def test_another_run_is_refused_and_nothing_changes(fields, message, finished_co
     with pytest.raises(UserError, match=message):
         train(config, finished_copy, log=lambda line: None)
     assert contents(finished_copy) == before
+
+
+def test_images_of_ones_own(tiny, tmp_path, capfd):
+    """A folder with two classes and a name for each: trained, scored and used."""
+    source = tiny.data / "train"
+    for kind, files in (("images", source), ("masks", source.with_name("trainannot"))):
+        shutil.copytree(files, tmp_path / "mine" / kind)
+    (tmp_path / "mine" / "classes.yaml").write_text("names: {0: left, 1: middle, 2: right}\nignore: 11")
+    config = tiny.config(data__name="folder", data__dir=str(tmp_path / "mine"), train__num_steps=2)
+    train(config, tmp_path / "run", log=lambda line: None)
+    assert "8 pairs of image and mask: train 6, val 2 (divided 80/20 by seed 42)" in capfd.readouterr().err
+    assert {"val/iou/left", "val/iou/right", "val/mean_iou"} <= eval_run(tmp_path / "run", log=lambda line: None).keys()
+    shutil.rmtree(tmp_path / "mine")
+    assert jaxseg.load(tmp_path / "run").info.class_names == ("left", "middle", "right")
 
 
 def test_data_with_other_classes_is_refused(finished_copy, tiny):

@@ -87,7 +87,7 @@ class CamVid(FolderRecipe):
     def __init__(self, directory: str = "", version: str = "", progress: bool = True):
         self.info = self.info_of(version, directory)
         folder = _find(directory)
-        self.key, self.origin = "camvid_12" if version == "12" else "camvid", str(folder)
+        self.key, self.origin = "camvid-12" if version == "12" else "camvid", str(folder)
         self._splits, files = {}, []
         for split in ("train", "val", "test"):
             listing = folder / f"{split}.txt"

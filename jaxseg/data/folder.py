@@ -62,7 +62,7 @@ class Folder(Recipe):
         found.check()
         self.info = found.classes.info
         self._found = found
-        self.key, self.origin = f"folder_{version}" if version else "folder", str(found.folder)
+        self.key, self.origin = f"folder-{version}" if version else "folder", str(found.folder)
         self.fingerprint = found.fingerprint
 
     @classmethod

@@ -86,7 +86,7 @@ class LoveDA(FolderRecipe):
         else:
             self._splits = {split.lower(): _pairs(folder, split, _PLACES[version]) for split in ("Train", "Val")}
         self._agriculture_is_0 = version == "project_b"
-        self.key, self.origin = "loveda" if version == "all" else f"loveda_{version}", str(folder)
+        self.key, self.origin = "loveda" if version == "all" else f"loveda-{version}", str(folder)
         files = {path for pairs in self._splits.values() for pair in pairs for path in (pair.image, pair.labels)}
         self.fingerprint = fingerprint_of(folder, files)
 

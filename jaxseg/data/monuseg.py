@@ -88,7 +88,7 @@ class MoNuSeg(Recipe):
         folder = folder_of(directory)
         self._images = {split: _images(folder, split) for split in _HOMES}
         files = {file for pairs in self._images.values() for pair in pairs for file in (pair.image, pair.labels)}
-        self.key, self.origin = "_".join(["monuseg", *words]), str(folder)
+        self.key, self.origin = "-".join(["monuseg", *words]), str(folder)
         self.fingerprint = fingerprint_of(folder, files)
         self._splits, self._lock, self._read = None, threading.Lock(), {}
 

@@ -1,5 +1,6 @@
 """Any folder of images and masks: its layouts, its kinds of masks, the report, and what is refused."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_two_values(tmp_path, mask):
 
 def test_255_is_a_class_only_where_all_masks_say_so(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES % 2 * np.uint8(255))
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)
     (tmp_path / "classes.yaml").write_text("ignore: 255")
     np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2 * 255)
     (tmp_path / "classes.yaml").unlink()
@@ -116,6 +118,16 @@ def test_colours(tmp_path):
     np.testing.assert_array_equal(labels_of(tmp_path), LABELS)
     info = data_info("folder", directory=str(tmp_path))
     assert info.class_names == ("ground", "cat", "dog") and info.palette.tolist() == COLOURS[:3].tolist()
+
+
+def test_masks_of_colours_beside_masks_of_indices(tmp_path):
+    write_pairs(tmp_path / "train" / "images", tmp_path / "train" / "masks", "ab", COLOURS[STRIPES % 2])
+    write_pairs(tmp_path / "val" / "images", tmp_path / "val" / "masks", "c", STRIPES // 2 * np.uint8(255))
+    (tmp_path / "classes.yaml").write_text("colours: {ground: [0, 0, 0], cat: [255, 0, 0]}")
+    for record in opened(tmp_path).source("train"):
+        np.testing.assert_array_equal(record["labels"], STRIPES % 2)
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES // 2 * 255)
+    assert "masks: class indices and RGB colours" in report(str(tmp_path))
 
 
 def test_names_by_label_leave_labels_out(tmp_path):
@@ -206,10 +218,14 @@ def test_the_command(tmp_path):
 def test_a_second_look_reads_no_mask(tmp_path, monkeypatch):
     write_pairs(tmp_path / "images", tmp_path / "masks", "ab")
     first = report(str(tmp_path))
-    monkeypatch.setattr("jaxseg.data.look._see", None)
-    assert report(str(tmp_path)) == first
-    (tmp_path / "classes.yaml").write_text("names: [x, y, z]")
-    assert "z" in report(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxseg.data.look._see", None)
+        assert report(str(tmp_path)) == first
+        (tmp_path / "classes.yaml").write_text("names: [x, y, z]")
+        assert "  z  " in report(str(tmp_path))
+    (tmp_path / "classes.yaml").unlink()
+    write_mask(tmp_path / "masks" / "a.png", np.full_like(LABELS, 2))
+    assert report(str(tmp_path)) != first
 
 
 def break_pair(folder, what):
@@ -258,7 +274,7 @@ def test_what_cannot_be_used_is_named(tmp_path, what, message):
         # A mistake in the table is not to cost data silently.
         with pytest.raises(UserError, match=message):
             opened(tmp_path, "leave_out")
-        assert "of no class" in report(str(tmp_path))
+        assert "of no class" in report(str(tmp_path)) and re.search(message, report(str(tmp_path)).splitlines()[-1])
     else:
         assert sum(opened(tmp_path, "leave_out").lengths.values()) == (3 if what == "twice" else 2)
 
