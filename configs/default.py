@@ -72,7 +72,7 @@ def for_data(family: str, argument: str, default: tuple[str, str]) -> ConfigDict
     0.01 with momentum 0.9 and weight decay 5e-4, poly 0.9, 20,000 steps. It wants a GPU.
     camvid: scale 0.5 to 2, crops of 256, flip, batch 8; Adam 1e-3, a fifth of it for the backbone, poly 0.9; 900 steps,
     which are 20 times the 45 whole batches of the split.
-    shapes: crops of 128, batch 8, Adam 2e-3, poly 0.9, 1,100 steps, as the quickstart.
+    shapes, and any other: crops of 128, batch 8, Adam 2e-3, poly 0.9, 1,100 steps, as the quickstart.
     """
     config = get_config()
     config.model.name = family

@@ -105,7 +105,9 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     """
     data = _read_bytes(path)
     if data[:4] in (b"II*\0", b"MM\0*"):
-        # Pillow knows fewer kinds of it, none of 16-bit colours among them.
+        # Pillow knows fewer kinds of it, none of 16-bit colours among them. What OpenCV would write to standard error
+        # about a broken file our own error says.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
             raise UserError(
@@ -256,7 +258,10 @@ def fingerprint_of(root: Path, files: Iterable[Path]) -> str:
     """A hash of the names, sizes and modification times of `files`, names taken relative to `root`."""
     rows = []
     for path in set(files):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
         rows.append(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:12]
 

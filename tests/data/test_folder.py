@@ -240,6 +240,11 @@ def break_pair(folder, what):
         write_mask(mask, LABELS.astype(np.uint16))
     elif what == "image":
         image.write_bytes(image.read_bytes()[:-100])
+    elif what in ("cut TIFF", "deep TIFF"):
+        image.unlink()
+        pixels = np.zeros((12, 16, 3), np.uint8 if what == "cut TIFF" else np.float32)
+        data = cv2.imencode(".tif", pixels)[1].tobytes()
+        image.with_suffix(".tif").write_bytes(data[:-20] if what == "cut TIFF" else data)
     elif what == "twice":
         Image.open(image).save(image.with_suffix(".png"))
     elif what == "no mask":
@@ -260,11 +265,13 @@ def break_pair(folder, what):
         ("size", r"1 files of .*: .*b\.png is 12x15 \(height x width\) and its image .*b\.jpg 12x16\. Mend that, or"),
         ("16 bit", r"masks/b\.png is an image of mode I;16; a mask is an 8-bit PNG of labels or of RGB colours\. Mend"),
         ("image", r"cannot decode .*images/b\.jpg"),
+        ("cut TIFF", r"cannot decode .*images/b\.tif; the TIFF file is broken, cut short or of more than 16 bits"),
+        ("deep TIFF", r"cannot decode .*images/b\.tif; the TIFF file is broken, cut short or of more than 16 bits"),
         ("twice", r"images/b\.png has the name of b\.jpg"),
         ("no mask", r"images/b\.jpg has no mask\. Mend that, or leave them out"),
     ],
 )
-def test_what_cannot_be_used_is_named(tmp_path, what, message):
+def test_what_cannot_be_used_is_named(tmp_path, what, message, capfd):
     write_pairs(tmp_path / "images", tmp_path / "masks", "abc")
     (tmp_path / "classes.yaml").write_text(CATS)
     break_pair(tmp_path, what)
@@ -276,6 +283,7 @@ def test_what_cannot_be_used_is_named(tmp_path, what, message):
             opened(tmp_path, "leave_out")
         assert "of no class" in report(str(tmp_path)) and re.search(message, report(str(tmp_path)).splitlines()[-1])
     else:
+        assert capfd.readouterr().err == ""
         assert sum(opened(tmp_path, "leave_out").lengths.values()) == (3 if what == "twice" else 2)
 
 
