@@ -243,3 +243,15 @@ def test_the_real_subset(real, version, lengths):
             assert record["images"].shape == (*size, 3) and record["labels"].shape == tuple(size)
             counts += np.bincount(record["labels"].ravel(), minlength=256)
     assert [*counts[:21], counts[255]] == PIXELS and counts.sum() == sum(PIXELS)
+
+
+def test_the_masks_of_project_d_are_greys(real):
+    data = open_dataset("voc", directory=str(real("voc_subset")), version="2012_project_d", progress=False)
+    right = open_dataset("voc", directory=str(real("voc_subset")), version="2012", progress=False)
+    assert data.lengths == {"train": 46, "val": 20}  # the list of the subset is shorter than 50
+    due = np.full(256, 20)
+    due[[0, 4, 8]] = 0, 15, 19
+    for split in data.splits:
+        for i, record in enumerate(data.source(split)):
+            assert record["id"] == right.source(split)[i]["id"]
+            np.testing.assert_array_equal(record["labels"], due[right.source(split)[i]["labels"]])
