@@ -162,7 +162,6 @@ class Voc(FolderRecipe):
             self._splits = _official(self._version, self._progress)
         return self._splits
 
-
     def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
         """See `Recipe.read`."""
         name, image, labels = super().read(item)
