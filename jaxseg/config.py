@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxseg.data import DATASETS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
+from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 
@@ -24,6 +25,7 @@ MAY_DIFFER = (
     "train.num_steps",
     "train.num_epochs",
     "train.eval_every",
+    "train.patience",
     "train.checkpoint_every",
     "train.log_every",
     "data.eval_batch_size",
@@ -45,12 +47,15 @@ RANGES = {
     "data.eval_batch_size": (1, True),
     "data.jitter": (0, True),
     "data.workers": (0, True),
-    "loss.cross_entropy": (0, False),
+    **{f"loss.{name}": (0, True) for name in LOSSES},
     "loss.auxiliary": (0, True),
     "loss.label_smoothing": (0, True),
     "optim.learning_rate": (0, False),
     "optim.backbone_lr_scale": (0, True),
     "optim.poly_power": (0, True),
+    "optim.plateau_factor": (0, False),
+    "optim.plateau_patience": (1, True),
+    "optim.plateau_floor": (0, True),
     "optim.warmup_steps": (0, True),
     "optim.weight_decay": (0, True),
     "optim.momentum": (0, True),
@@ -60,6 +65,9 @@ RANGES = {
     "train.eval_every": (0, True),
     "train.checkpoint_every": (1, True),
     "train.log_every": (1, True),
+    "train.patience": (0, True),
+    "train.accumulate": (1, True),
+    "train.ema_decay": (0, True),
     "train.seed": (0, True),
 }
 
@@ -105,8 +113,22 @@ def validate(config: ConfigDict) -> None:
         if not (flat[field] >= low if inclusive else flat[field] > low):
             due = f"at least {low}" if inclusive else f"more than {low}"
             raise UserError(f"{field} is {flat[field]}: it must be {due}")
-    if flat["loss.label_smoothing"] >= 1:
-        raise UserError(f"loss.label_smoothing is {flat['loss.label_smoothing']}: it must be less than 1")
+    for field in ("loss.label_smoothing", "optim.plateau_factor", "train.ema_decay"):
+        if flat[field] >= 1:
+            raise UserError(f"{field} is {flat[field]}: it must be less than 1")
+    if not any(flat[f"loss.{name}"] for name in LOSSES):
+        raise UserError(f"no loss is left to train on: set one of {', '.join(f'loss.{name}' for name in LOSSES)}")
+    if flat["optim.plateau_floor"] > flat["optim.learning_rate"]:
+        raise UserError(
+            f"optim.plateau_floor is {flat['optim.plateau_floor']}: it must be at most optim.learning_rate, "
+            f"{flat['optim.learning_rate']}"
+        )
+    for field, goes_by_scores in (
+        ("train.patience", flat["train.patience"] > 0),
+        ("optim.schedule", flat["optim.schedule"] == "plateau"),
+    ):
+        if goes_by_scores and not flat["train.eval_every"]:
+            raise UserError(f"{field} is {flat[field]}, which goes by evaluations: set train.eval_every, which is 0")
     if bool(flat["train.num_steps"]) == bool(flat["train.num_epochs"]):
         raise UserError(
             f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "

@@ -173,7 +173,7 @@ def test_the_weight_of_the_loss_scales_it():
             step(replicate(create_state(variables, tx), mesh), put_batch(make_batch(num_classes=2), mesh))[1]["loss"]
         )
 
-    assert loss(cross_entropy_weight=0.25) == pytest.approx(0.25 * loss())
+    assert loss(losses={"cross_entropy": 0.25}) == pytest.approx(0.25 * loss())
     assert loss(class_weights=(2.0, 0.5)) != pytest.approx(loss(), rel=1e-4)
 
 

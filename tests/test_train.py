@@ -92,7 +92,7 @@ def test_best_is_the_best_row(finished):
     assert best != 12, "the test needs a run whose last score is not its best"
     assert steps(finished, "best") == [best] and steps(finished, "latest") == [12]
     progress = saved(finished, "best")["progress"]
-    assert (progress["best_step"], progress["best_mean_iou"], progress["evaluated"]) == (best, scores[best], best)
+    assert (progress["best_step"], progress["best_score"], progress["evaluated"]) == (best, scores[best], best)
 
 
 def test_pictures_curves_and_events_are_written(finished):
@@ -108,7 +108,7 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "events", "figures", "metrics.jsonl")
+        *("checkpoints", "config.json", "curves.png", "events", "figures", "metrics.jsonl", "run.json")
     ]
 
 
