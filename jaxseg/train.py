@@ -73,7 +73,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             config, workdir, dataset, mesh, checkpoints, writers, progress, start=start, num_steps=num_steps
         )
         progress = run.progress
-        run.greet(model, state.variables)
+        run.greet(model, state.eval_variables)
         stack.enter_context(run.stopped_by_errors())
         for line in notes:
             writers.message(line)

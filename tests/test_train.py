@@ -16,9 +16,11 @@ import pytest
 from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps, use
 
 from jaxseg import checkpoint, score
+from jaxseg import config as configs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
+from jaxseg.state import init_variables
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -372,9 +374,8 @@ def test_a_signal_in_the_evaluation_that_ends_a_run_early_ends_it_there_later(fe
     assert told(tmp_path)["status"] == "stopped early"
     # The checkpoint of that step is from before its score, which the next start would take once more.
     assert rows(tmp_path) == rows(featured)
-    assert [steps(tmp_path, kind) for kind in ("latest", "best")] == [
-        steps(featured, kind) for kind in ("latest", "best")
-    ]
+    for kind in ("latest", "best"):
+        assert steps(tmp_path, kind) == steps(featured, kind)
 
 
 def test_a_run_that_ended_early_says_so_and_goes_on_with_more_patience(featured, tiny, tmp_path):
@@ -387,6 +388,20 @@ def test_a_run_that_ended_early_says_so_and_goes_on_with_more_patience(featured,
     train(tiny.config(**FEATURES | {"train__patience": 0, "train__num_steps": last + 1}), workdir, log=lines.append)
     assert steps(workdir, "latest") == [last + 1]
     assert told(workdir)["status"] == "finished"
+
+
+def test_a_frozen_backbone_is_still_that_of_the_start_after_a_crash(tiny, tmp_path, monkeypatch):
+    config = tiny.config(optim__freeze_backbone=True, optim__weight_decay=0.1, train__num_steps=6)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(config, tmp_path, log=lambda line: None)
+    train(config, tmp_path, log=lambda line: None)
+    start = init_variables(configs.build_model(config, len(CLASSES)), config.train.seed)
+    latest = saved(tmp_path, "latest")
+    for path, value in jax.tree_util.tree_flatten_with_path(start)[0]:
+        name = "variables" + jax.tree_util.keystr(path)
+        assert np.array_equal(latest[name], value) == ("backbone" in name), name
 
 
 def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, tiny):
@@ -462,7 +477,7 @@ def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_five_kills_at_any_moment_change_no_bit(tiny, tmp_path):
-    config = tiny.config(train__num_steps=60, train__eval_every=7)
+    config = tiny.config(**FEATURES | {"train__num_steps": 60, "train__eval_every": 7, "train__patience": 7})
     train(config, tmp_path / "unbroken", log=lambda line: None)
     chance = random.Random(0)
     arguments = ["jaxseg.main", *flags_of(config), f"--workdir={tmp_path / 'killed'}"]
