@@ -46,17 +46,28 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and logits are float32
 
     config.loss = loss = ConfigDict()
-    loss.cross_entropy = 1.0  # its weight
-    loss.auxiliary = 0.4  # weight of the auxiliary head's cross entropy, where the network has one
-    loss.label_smoothing = 0.0  # share of the target spread over all classes
+    loss.cross_entropy = 1.0  # its weight in the sum; so each of the next, see jaxseg/losses.py; 0: left out
+    loss.binary_cross_entropy = 0.0
+    loss.dice = 0.0
+    loss.jaccard = 0.0
+    loss.focal = 0.0
+    loss.lovasz = 0.0
+    loss.tversky = 0.0
+    loss.ohem = 0.0
+    loss.auxiliary = 0.4  # weight of the same sum of the auxiliary head, where the network has one
+    loss.label_smoothing = 0.0  # share of cross_entropy's target spread over all classes
     loss.class_weights = ""  # '' for ones, or median_frequency, where the data set publishes them
 
     config.optim = optim = ConfigDict()
     optim.name = "adam"  # adam, adamw or sgd
     optim.learning_rate = 1e-3
     optim.backbone_lr_scale = 1.0  # the backbone's rate is this share of it
-    optim.schedule = "poly"  # constant, poly or cosine, by step
+    optim.freeze_backbone = False  # its weights stay as they are, its BatchNorm's statistics too
+    optim.schedule = "poly"  # constant, poly or cosine, by step; plateau, by train.best
     optim.poly_power = 0.9
+    optim.plateau_factor = 0.1  # what the rate is multiplied by
+    optim.plateau_patience = 5  # after so many evaluations without a better score
+    optim.plateau_floor = 0.0  # and never below this rate
     optim.warmup_steps = 0  # a line from 0 before the schedule
     optim.weight_decay = 0.0  # of kernels; norms and biases are left alone
     optim.momentum = 0.9  # sgd's
@@ -68,6 +79,10 @@ def get_config() -> ConfigDict:
     train.eval_every = 0  # steps between evaluations; 0: after the last alone
     train.checkpoint_every = 200  # steps between checkpoints; each best score is saved besides
     train.log_every = 10  # steps between rows of metrics and checks of the loss
+    train.best = "mean_iou"  # what best, patience and plateau go by: a score of an evaluation; loss: its lowest
+    train.patience = 0  # evaluations without a better score after which the run ends; 0: never
+    train.accumulate = 1  # slices that a batch goes through the network in, to take less memory
+    train.ema_decay = 0.0  # of moving averages of the weights, scored and saved in their place; 0: none
     train.seed = 0  # of weights, order, augmentation and dropout
 
     return config.lock()

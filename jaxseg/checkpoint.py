@@ -1,8 +1,9 @@
 """Checkpoints by Orbax, asynchronous and atomic: `WORKDIR/checkpoints/latest/STEP` and `.../best/STEP`.
 
-`latest` is what a run goes on from, `best` has the highest mean IoU so far; each keeps one step and drops it only once
-the next is whole. A checkpoint has three items: `variables` (parameters and batch statistics), `optimizer` (step and
-optimizer state) and `progress` (JSON: scores so far, losses not yet written). The data stream's state is the step.
+`latest` is what a run goes on from, `best` has the best score so far, by `train.best`; each keeps one step and drops it
+only once the next is whole. A checkpoint has three items: `variables` (what was scored: parameters and batch
+statistics, or their moving averages), `optimizer` (step, optimizer state and what else training needs) and `progress`
+(JSON: scores so far, losses not yet written). The data stream's state is the step.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest mean IoU."""
+        """The step with the best score."""
         return self._step("best")
 
     def _step(self, kind: str) -> int | None:
@@ -106,8 +107,7 @@ class Checkpoints:
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(state.variables),
-                    optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                    **{name: ocp.args.StandardSave(item) for name, item in state.to_items().items()},
                     # Written in the background too, while the loop adds losses to the very list in it.
                     progress=ocp.args.JsonSave(copy.deepcopy(dict(progress))),
                 ),
@@ -135,14 +135,11 @@ class Checkpoints:
             items = self._managers["latest"].restore(
                 step,
                 args=ocp.args.Composite(
-                    variables=ocp.args.StandardRestore(like.variables),
-                    optimizer=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
+                    **{name: ocp.args.StandardRestore(item) for name, item in like.to_items().items()},
                     progress=ocp.args.JsonRestore(),
                 ),
             )
-        variables, optimizer = items.variables, items.optimizer
-        state = TrainState(optimizer["step"], variables["params"], variables["batch_stats"], optimizer["opt_state"])
-        return state, items.progress
+        return like.from_items(items), items.progress
 
     def restore_variables(self, like: Mapping[str, Any], kind: str, step: int) -> dict[str, Any]:
         """The model's variables alone, in the shapes and shardings of `like`; `kind` and `step` as `find` gives them.

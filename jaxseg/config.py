@@ -14,6 +14,7 @@ from jaxseg.data import DATASETS, DataInfo, data_info
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
+from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 
@@ -26,6 +27,7 @@ MAY_DIFFER = (
     "train.num_steps",
     "train.num_epochs",
     "train.eval_every",
+    "train.patience",
     "train.checkpoint_every",
     "train.log_every",
     "data.eval_batch_size",
@@ -50,12 +52,15 @@ RANGES = {
     "data.jitter": (0, True),
     "data.stain": (0, True),
     "data.workers": (0, True),
-    "loss.cross_entropy": (0, False),
+    **{f"loss.{name}": (0, True) for name in LOSSES},
     "loss.auxiliary": (0, True),
     "loss.label_smoothing": (0, True),
     "optim.learning_rate": (0, False),
     "optim.backbone_lr_scale": (0, True),
     "optim.poly_power": (0, True),
+    "optim.plateau_factor": (0, False),
+    "optim.plateau_patience": (1, True),
+    "optim.plateau_floor": (0, True),
     "optim.warmup_steps": (0, True),
     "optim.weight_decay": (0, True),
     "optim.momentum": (0, True),
@@ -65,6 +70,9 @@ RANGES = {
     "train.eval_every": (0, True),
     "train.checkpoint_every": (1, True),
     "train.log_every": (1, True),
+    "train.patience": (0, True),
+    "train.accumulate": (1, True),
+    "train.ema_decay": (0, True),
     "train.seed": (0, True),
 }
 
@@ -110,8 +118,22 @@ def validate(config: ConfigDict) -> None:
         if not (flat[field] >= low if inclusive else flat[field] > low):
             due = f"at least {low}" if inclusive else f"more than {low}"
             raise UserError(f"{field} is {flat[field]}: it must be {due}")
-    if flat["loss.label_smoothing"] >= 1:
-        raise UserError(f"loss.label_smoothing is {flat['loss.label_smoothing']}: it must be less than 1")
+    for field in ("loss.label_smoothing", "optim.plateau_factor", "train.ema_decay"):
+        if flat[field] >= 1:
+            raise UserError(f"{field} is {flat[field]}: it must be less than 1")
+    if not any(flat[f"loss.{name}"] for name in LOSSES):
+        raise UserError(f"no loss is left to train on: set one of {', '.join(f'loss.{name}' for name in LOSSES)}")
+    if flat["optim.plateau_floor"] > flat["optim.learning_rate"]:
+        raise UserError(
+            f"optim.plateau_floor is {flat['optim.plateau_floor']}: it must be at most optim.learning_rate, "
+            f"{flat['optim.learning_rate']}"
+        )
+    for field, goes_by_scores in (
+        ("train.patience", flat["train.patience"] > 0),
+        ("optim.schedule", flat["optim.schedule"] == "plateau"),
+    ):
+        if goes_by_scores and not flat["train.eval_every"]:
+            raise UserError(f"{field} is {flat[field]}, which goes by evaluations: set train.eval_every, which is 0")
     if bool(flat["train.num_steps"]) == bool(flat["train.num_epochs"]):
         raise UserError(
             f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "
@@ -173,14 +195,15 @@ def _options(options: ConfigDict) -> dict[str, Any]:
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:
-    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill.
-
-    With `data.variants` a pass has every image once in each of them.
-    """
+    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill."""
     if config.train.num_steps:
         return int(config.train.num_steps)
-    num_images *= max(1, len(config.data.variants))
-    return max(1, int(config.train.num_epochs * num_images / config.data.batch_size))
+    return max(1, int(config.train.num_epochs * epoch_length(config, num_images) / config.data.batch_size))
+
+
+def epoch_length(config: ConfigDict, num_images: int) -> int:
+    """The samples of a pass over `num_images`: with `data.variants` each comes once in each of them."""
+    return num_images * max(1, len(config.data.variants))
 
 
 def to_json(config: ConfigDict) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
@@ -24,7 +25,8 @@ def cosine(learning_rate: float, num_steps: int, power: float) -> optax.Schedule
     return optax.cosine_decay_schedule(learning_rate, num_steps)
 
 
-SCHEDULES = {"constant": constant, "poly": poly, "cosine": cosine}
+# Plateau is constant by the step; the evaluations lower it, see `note_evaluation`.
+SCHEDULES = {"constant": constant, "poly": poly, "cosine": cosine, "plateau": constant}
 
 
 def adam(optim: Any) -> list[optax.GradientTransformation]:
@@ -69,6 +71,8 @@ def create_schedule(optim: Any, num_steps: int) -> optax.Schedule:
 def create_optimizer(optim: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of a config's `optim`; parameters under `backbone` move at `backbone_lr_scale` of the rate.
 
+    A frozen backbone has no part in it: no decay, no state, no share in the gradient's norm.
+
     Raises:
       UserError: an unknown optimizer.
     """
@@ -77,7 +81,65 @@ def create_optimizer(optim: Any, schedule: optax.Schedule) -> optax.GradientTran
         parts = [optax.clip_by_global_norm(optim.clip_norm), *parts]
     if optim.backbone_lr_scale != 1.0:
         parts.append(optax.masked(optax.scale(optim.backbone_lr_scale), _is_backbone))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    if optim.schedule == "plateau":
+        parts.append(_scale_by_plateau(optim))
+    tx = optax.chain(*parts)
+    if optim.freeze_backbone:
+        tx = optax.partition(
+            {"trained": tx, "frozen": optax.set_to_zero()},
+            lambda params: jax.tree.map(lambda frozen: "frozen" if frozen else "trained", _is_backbone(params)),
+        )
+    return tx
+
+
+def learning_rate(schedule: optax.Schedule, opt_state: Any, step: int) -> float:
+    """The rate at which a step is taken, `step` steps being done, with what plateaus have made of it."""
+    rate = float(schedule(step))
+    for state in _plateaus(opt_state):
+        rate *= float(state.scale)
+    return rate
+
+
+def note_evaluation(optim: Any, opt_state: Any, value: jax.Array | float) -> Any:
+    """The optimizer's state after an evaluation that gave `value`, of which less is better.
+
+    With the schedule `plateau` the rate is multiplied by `plateau_factor` after `plateau_patience` evaluations in a row
+    that were not better than the best by 1e-4, and never goes below `plateau_floor`, as Keras' `ReduceLROnPlateau` has
+    it; with any other nothing changes.
+    """
+
+    def note(state):
+        return _plateau(optim).update({}, state, value=value)[1] if _is_plateau(state) else state
+
+    return jax.tree.map(note, opt_state, is_leaf=_is_plateau)
+
+
+def _plateau(optim: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.contrib.reduce_on_plateau(
+        factor=optim.plateau_factor,
+        patience=optim.plateau_patience,
+        rtol=0.0,  # a share of the best would be of the wrong sign where that is below 0
+        atol=1e-4,
+        min_scale=optim.plateau_floor / optim.learning_rate,
+    )
+
+
+def _scale_by_plateau(optim: Any) -> optax.GradientTransformation:
+    """Scales updates by the plateau's state; an evaluation, not a step, is what changes that."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda x: state.scale * x, updates), state
+
+    return optax.GradientTransformation(_plateau(optim).init, update)
+
+
+def _plateaus(opt_state: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_plateau) if _is_plateau(leaf)]
+
+
+def _is_plateau(state: Any) -> bool:
+    return isinstance(state, optax.contrib.ReduceLROnPlateauState)
 
 
 def _is_backbone(params: Any) -> Any:

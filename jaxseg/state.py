@@ -1,5 +1,6 @@
 """What training carries from step to step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,17 +18,36 @@ class TrainState:
       step: int32 scalar, how many steps are done.
       params, batch_stats: the model's variables, float32.
       opt_state: optax's.
+      ema: moving averages of `{'params', 'batch_stats'}`, None for none. BatchNorm's statistics are averaged as the
+        parameters are, for those of the last step alone belong to other parameters.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: dict[str, Any] | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """What `model.apply` takes, as training has them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """What is scored, and what others load: the moving averages where there are any, else `variables`."""
+        return self.variables if self.ema is None else self.ema
+
+    def to_items(self) -> dict[str, Any]:
+        """The state as a checkpoint's items: `variables`, which others load, and `optimizer`, all that is left."""
+        left = {"step": self.step, "opt_state": self.opt_state}
+        return {"variables": self.eval_variables, "optimizer": left if self.ema is None else left | self.variables}
+
+    def from_items(self, items: Mapping[str, Any]) -> "TrainState":
+        """A state like this one from what `to_items` gave."""
+        scored, left = items["variables"], items["optimizer"]
+        variables, ema = (scored, None) if self.ema is None else (left, scored)
+        return TrainState(left["step"], variables["params"], variables["batch_stats"], left["opt_state"], ema)
 
 
 def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
@@ -45,7 +65,9 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
-def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], jax.jit(tx.init)(params))
+def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+    """The state before the first step, with moving averages where `ema` says so."""
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    # Copied: the step is given all buffers of the state to write to, each once.
+    averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(tx.init)(params), averages)

@@ -5,6 +5,7 @@ Runs on jax, flax, optax and numpy alone. A batch is a dict of numpy arrays as t
 traffic of float32.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxseg.errors import UserError
-from jaxseg.losses import cross_entropy
+from jaxseg.losses import cross_entropy, total_loss
 from jaxseg.metrics import confusion_matrix
 from jaxseg.state import TrainState
 
@@ -28,12 +29,14 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
-def check_batch_size(batch_size: int, num_devices: int, field: str = "data.batch_size") -> None:
-    """Raises a `UserError` with the nearest sizes that work where the devices don't divide the batch."""
-    if batch_size % num_devices:
-        below, above = batch_size // num_devices * num_devices, -(-batch_size // num_devices) * num_devices
+def check_batch_size(batch_size: int, num_devices: int, field: str = "data.batch_size", accumulate: int = 1) -> None:
+    """Raises a `UserError` with the nearest sizes that work where devices and slices don't divide the batch."""
+    parts = num_devices * accumulate
+    if batch_size % parts:
+        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
         near = " or ".join(str(size) for size in (below, above) if size)
-        raise UserError(f"{field} is {batch_size}, which {num_devices} devices don't divide: take {near}")
+        times = f" times train.accumulate {accumulate}" if accumulate > 1 else ""
+        raise UserError(f"{field} is {batch_size}, which {num_devices} devices{times} don't divide: take {near}")
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
@@ -66,49 +69,100 @@ def create_train_step(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
-    cross_entropy_weight: float = 1.0,
+    losses: Mapping[str, float] | None = None,
     auxiliary_weight: float = 0.4,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     ignore_label: int = 255,
+    freeze_backbone: bool = False,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch) -> (state, {'loss': float32 scalar})`, jitted; the state that goes in is donated.
 
     The batch is sharded over the mesh's `data` axis and the state is whole on every device, so BatchNorm's statistics,
     the loss and the gradient are those of the global batch. Dropout's key is folded from the seed and the step: a
-    resumed run draws what the unbroken one draws. Logits that the network sows as `aux` add their cross entropy, times
-    `auxiliary_weight`, to the loss.
+    resumed run draws what the unbroken one draws.
+
+    Args:
+      losses: name in `losses.LOSSES` to weight; None for cross entropy.
+      auxiliary_weight: of the same sum over logits that the network sows as `aux`.
+      freeze_backbone: what is under `backbone` runs in evaluation mode: its BatchNorm normalises by the statistics it
+        has and leaves them, and there is no gradient. `tx` must leave its parameters alone too, see `create_optimizer`.
+      accumulate: slices that the batch goes through the network in, one after another, for less memory: the activations
+        are those of one slice, and are computed a second time for the gradient. The loss is taken over the logits of
+        all slices at once, so for any loss it and the gradient are those of the whole batch; but where there is
+        BatchNorm, it sees a slice at a time and its running statistics take that many steps. Dropout differs by slice.
+      ema_decay: of `state.ema`, which the state must have unless it is 0. With t steps done it is at most
+        (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`: the first weights would stay for long.
     """
+    losses = {"cross_entropy": 1.0} if losses is None else losses
+    whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+
+    def forward(params, batch_stats, images, key):
+        """New statistics, and the logits: the network's own, then the auxiliary ones."""
+        with nn.intercept_methods(_freeze_backbone) if freeze_backbone else contextlib.nullcontext():
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                normalise(images, mean, std),
+                train=True,
+                mutable=["batch_stats", "aux"],
+                rngs={"dropout": key},
+            )
+        return updates.get("batch_stats", {}), [logits, *jax.tree.leaves(updates.get("aux", {}))]
+
+    def forward_in_slices(params, batch_stats, images, key):
+        # Every device has rows in every slice, so that none of them moves.
+        slices = images.reshape(-1, accumulate, *images.shape[1:]).swapaxes(0, 1)
+        slices = jax.lax.with_sharding_constraint(slices, NamedSharding(mesh, P(None, "data")))
+
+        def one(batch_stats, number_and_images):
+            number, images = number_and_images
+            return forward(params, batch_stats, images, jax.random.fold_in(key, number))
+
+        one = jax.checkpoint(one, prevent_cse=False)
+        batch_stats, logits = jax.lax.scan(one, batch_stats, (jnp.arange(accumulate), slices))
+        return batch_stats, [x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for x in logits]
 
     def loss_fn(params, state, batch):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            normalise(batch["images"], mean, std),
-            train=True,
-            mutable=["batch_stats", "aux"],
-            rngs={"dropout": jax.random.fold_in(jax.random.key(seed), state.step)},
-        )
-        labels = batch["labels"].astype(jnp.int32)
+        if freeze_backbone:
+            params = {**params, "backbone": jax.lax.stop_gradient(params["backbone"])}
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        run = forward if accumulate == 1 else forward_in_slices
+        batch_stats, (logits, *aux) = run(params, state.batch_stats, batch["images"], key)
         pixel_loss = functools.partial(
-            cross_entropy,
-            labels=labels,
+            total_loss,
+            labels=batch["labels"].astype(jnp.int32),
+            losses=losses,
             ignore_label=ignore_label,
             class_weights=class_weights,
             label_smoothing=label_smoothing,
         )
-        loss = cross_entropy_weight * pixel_loss(logits)
-        for aux_logits in jax.tree.leaves(updates.get("aux", {})):
+        loss = pixel_loss(logits)
+        for aux_logits in aux:
             loss += auxiliary_weight * pixel_loss(aux_logits)
-        return loss, updates.get("batch_stats", {})
+        return loss, batch_stats
 
     def train_step(state, batch):
         (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), {"loss": loss}
+        ema = _averaged(state, {"params": params, "batch_stats": batch_stats}, ema_decay) if ema_decay else state.ema
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {"loss": loss}
 
-    whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     return jax.jit(train_step, in_shardings=(whole, by_row), out_shardings=whole, donate_argnums=0)
+
+
+def _freeze_backbone(call, arguments, keywords, context):
+    """For `nn.intercept_methods`: the backbone runs as in evaluation, whatever it is told."""
+    if context.module.path == ("backbone",) and context.method_name == "__call__":
+        keywords = {**keywords, "train": False}
+    return call(*arguments, **keywords)
+
+
+def _averaged(state: TrainState, variables: Mapping[str, Any], ema_decay: float) -> dict[str, Any]:
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda average, x: decay * average + (1.0 - decay) * x, state.ema, variables)
 
 
 def create_eval_step(

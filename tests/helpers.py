@@ -229,7 +229,7 @@ def steps(workdir: pathlib.Path, kind: str) -> list[int]:
 
 
 def saved(workdir: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
-    """Everything in the one checkpoint of `kind`, as flat arrays; its progress under `progress`."""
+    """Everything in the one checkpoint of `kind`, as flat arrays; its progress, but for times, under `progress`."""
     (step,) = steps(workdir, kind)
     folder = workdir / "checkpoints" / kind / str(step)
     arrays = {}
@@ -240,7 +240,8 @@ def saved(workdir: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
             tree = reader.restore(folder / item, args=ocp.args.PyTreeRestore(restore_args=args))
         flat, _ = jax.tree_util.tree_flatten_with_path(tree)
         arrays |= {item + jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
-    arrays["progress"] = json.loads((folder / "progress" / "metadata").read_text())
+    progress = json.loads((folder / "progress" / "metadata").read_text())
+    arrays["progress"] = {key: value for key, value in progress.items() if key not in ("train_seconds", "timed_steps")}
     return arrays
 
 

@@ -56,6 +56,17 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert progress == some_progress(7)
 
 
+def test_moving_averages_take_the_place_of_the_variables_and_both_are_restored(tmp_path):
+    averages = {"params": {"w": jnp.full((4,), 0.5)}, "batch_stats": {"mean": jnp.full((3,), 0.25)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save("latest", a_state(7).replace(ema=averages), some_progress(7))
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(a_state(0).replace(ema=jax.tree.map(jnp.zeros_like, averages)))
+        variables = checkpoints.restore_variables(a_state(0).variables, "latest", 7)
+    assert_equal(state, a_state(7).replace(ema=averages))
+    assert_equal(variables, averages)
+
+
 def test_the_variables_alone_can_be_read(tmp_path):
     write(tmp_path, ("best", 5), ("latest", 6))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:

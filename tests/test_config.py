@@ -49,7 +49,12 @@ def test_a_number_below_its_range_is_refused_and_its_lowest_is_not(field):
     low, inclusive = RANGES[field]
     with pytest.raises(UserError, match=rf"^{field} is -1(\.0)?: it must be (at least|more than) {low}$"):
         validate(quickstart(**{field.replace(".", "__"): type(FIELDS[field])(-1)}))
-    other = {"train.num_steps": {"train__num_epochs": 1.0}, "train.num_epochs": {"train__num_steps": 1}}.get(field, {})
+    besides = {
+        "train.num_steps": {"train__num_epochs": 1.0},
+        "train.num_epochs": {"train__num_steps": 1},
+        "loss.cross_entropy": {"loss__dice": 1.0},
+    }
+    other = besides.get(field, {})
     lowest = quickstart(**{**other, field.replace(".", "__"): type(FIELDS[field])(low)})
     if inclusive:
         validate(lowest)
@@ -83,6 +88,12 @@ def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
         ({"data__crop_size": 31}, "data.crop_size is 31: .* at least 32"),
         ({"loss__label_smoothing": 1.0}, "loss.label_smoothing is 1.0: it must be less than 1"),
         ({"optim__learning_rate": float("nan")}, "optim.learning_rate is nan"),
+        ({"loss__cross_entropy": 0.0}, "no loss is left to train on: set one of loss.cross_entropy, loss.binary_cr"),
+        ({"optim__plateau_factor": 1.0}, "optim.plateau_factor is 1.0: it must be less than 1"),
+        ({"optim__plateau_floor": 0.1}, "optim.plateau_floor is 0.1: it must be at most optim.learning_rate, 0.001"),
+        ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0: it must be less than 1"),
+        ({"train__patience": 2}, "train.patience is 2, which goes by evaluations: set train.eval_every, which is 0"),
+        ({"optim__schedule": "plateau"}, "optim.schedule is plateau, which goes by evaluations: set train.eval_every"),
         ({"data__scale": (2.0, 0.5)}, r"data.scale is \(2.0, 0.5\): it must be \(lowest, highest\)"),
         ({"data__scale": (0.0, 1.0)}, r"data.scale is \(0.0, 1.0\)"),
         ({"data__scale": (1.0,)}, r"data.scale is \(1.0,\)"),
@@ -160,7 +171,7 @@ def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field,
     changed = quickstart(**{field.replace(".", "__"): other.get(type(value), lambda: value + 1)()})
     may = {
         *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),
-        *("data.eval_batch_size", "data.workers"),
+        *("train.patience", "data.eval_batch_size", "data.workers"),
     }
     if field in may:
         check_same(changed, tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from jaxseg.errors import UserError
-from jaxseg.optim import create_optimizer, create_schedule
+from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
 
 
 def optim(**changes):
@@ -74,7 +74,7 @@ def gradient(step: int):
     return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), START)
 
 
-def ours(num_steps: int = 4, schedule=0.1, **changes):
+def ours(num_steps: int = 4, schedule=0.1, *, gradient=gradient, **changes):
     """The parameters after `num_steps`."""
     tx = create_optimizer(optim(**changes), optax.constant_schedule(schedule))
     params = jax.tree.map(jnp.asarray, START)
@@ -138,3 +138,77 @@ def test_the_schedule_is_read_at_the_step():
         updates, state = tx.update({"head": jnp.ones((2, 2))}, state, params)
         sizes.append(float(-updates["head"][0, 0]))
     assert sizes == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_a_frozen_backbone_has_no_part_in_anything():
+    """No move, no decay, no state, and its gradients don't shorten those of the rest."""
+    fields = {"name": "adam", "weight_decay": 0.3, "clip_norm": 0.5}
+    frozen = ours(**fields, freeze_backbone=True)
+    jax.tree.map(np.testing.assert_array_equal, frozen["backbone"], START["backbone"])
+
+    def without_backbone(step):
+        return {**gradient(step), "backbone": jax.tree.map(np.zeros_like, START["backbone"])}
+
+    check_equal(frozen["head"], ours(**fields, gradient=without_backbone)["head"])
+    assert np.abs(frozen["head"]["kernel"] - START["head"]["kernel"]).max() > 1e-2
+    tx = create_optimizer(optim(**fields, freeze_backbone=True), optax.constant_schedule(0.1))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tx.init(START)) if leaf.ndim]
+    assert sorted(shapes) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(START["head"])])
+
+
+# ------------------------------------------------------------------------------------------------------------- plateau
+
+
+def rates_after(values, **changes) -> list[float]:
+    """The learning rate after each of these evaluations, which must be that of the next step too."""
+    config = optim(name="sgd", momentum=0.0, schedule="plateau", learning_rate=0.1, **changes)
+    schedule = create_schedule(config, 100)
+    tx = create_optimizer(config, schedule)
+    params = {"head": jnp.zeros(3)}
+    state, rates = tx.init(params), []
+    for step, value in enumerate(values):
+        state = jax.jit(lambda state, value: note_evaluation(config, state, value))(state, value)
+        updates, state = tx.update({"head": jnp.ones(3)}, state, params)
+        rates.append(learning_rate(schedule, state, step))
+        assert -updates["head"] == pytest.approx([rates[-1]] * 3, rel=1e-6)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("values", "due"),
+    [
+        # Two evaluations that are not better: the rate falls, and the count begins anew.
+        ([0.5, 0.4, 0.4, 0.4, 0.45, 0.41, 0.3], [0.1, 0.1, 0.1, 0.02, 0.02, 0.004, 0.004]),
+        # Better by less than 1e-4 is not better; scores below 0 are scores too.
+        ([-0.5, -0.50005, -0.50008, -0.502], [0.1, 0.1, 0.02, 0.02]),
+        ([float("nan"), float("nan")], [0.1, 0.02]),
+        # It never goes below the floor.
+        ([1.0] * 8, [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.003, 0.003]),
+    ],
+)
+def test_the_rate_falls_on_a_plateau(values, due):
+    assert rates_after(values, plateau_factor=0.2, plateau_patience=2, plateau_floor=0.003) == pytest.approx(due)
+
+
+def test_a_plateau_begins_after_the_warm_up():
+    config = optim(schedule="plateau", warmup_steps=10, learning_rate=0.1)
+    state = create_optimizer(config, create_schedule(config, 100)).init({"head": jnp.zeros(3)})
+    assert learning_rate(create_schedule(config, 100), state, 5) == pytest.approx(0.05)
+    assert learning_rate(create_schedule(config, 100), state, 99) == pytest.approx(0.1)
+
+
+def test_evaluations_change_nothing_with_another_schedule():
+    config = optim(schedule="poly")
+    state = create_optimizer(config, create_schedule(config, 100)).init({"head": jnp.zeros(3)})
+    for _ in range(9):
+        noted = note_evaluation(config, state, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, noted, state)
+
+
+def test_a_plateau_lowers_the_rate_of_a_network_whose_backbone_is_frozen():
+    config = optim(schedule="plateau", plateau_patience=1, freeze_backbone=True, learning_rate=0.1)
+    schedule = create_schedule(config, 100)
+    state = create_optimizer(config, schedule).init(START)
+    for _ in range(2):
+        state = note_evaluation(config, state, 1.0)
+    assert learning_rate(schedule, state, 0) == pytest.approx(0.01)

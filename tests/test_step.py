@@ -7,10 +7,12 @@ import numpy as np
 import optax
 import pytest
 
+from configs import default
 from jaxseg.errors import UserError
-from jaxseg.losses import cross_entropy
+from jaxseg.losses import total_loss
 from jaxseg.models.deeplab import DeepLabV3Plus
 from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6
+from jaxseg.optim import create_optimizer
 from jaxseg.state import create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
@@ -173,7 +175,7 @@ def test_the_weight_of_the_loss_scales_it():
             step(replicate(create_state(variables, tx), mesh), put_batch(make_batch(num_classes=2), mesh))[1]["loss"]
         )
 
-    assert loss(cross_entropy_weight=0.25) == pytest.approx(0.25 * loss())
+    assert loss(losses={"cross_entropy": 0.25}) == pytest.approx(0.25 * loss())
     assert loss(class_weights=(2.0, 0.5)) != pytest.approx(loss(), rel=1e-4)
 
 
@@ -188,7 +190,15 @@ class TwoHeads(nn.Module):
         return nn.Dense(3, name="classifier")(images)
 
 
-@pytest.mark.parametrize("options", [{}, {"auxiliary_weight": 0.0}, {"auxiliary_weight": 2.0, "label_smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"auxiliary_weight": 0.0},
+        {"auxiliary_weight": 2.0, "label_smoothing": 0.1},
+        {"losses": {"cross_entropy": 0.0, "dice": 0.5, "lovasz": 2.0}},
+    ],
+)
 def test_auxiliary_logits_add_their_loss_times_its_weight(options):
     model, tx, mesh = TwoHeads(), optax.sgd(1.0), create_mesh(devices(2))
     variables, batch = jax.tree.map(np.asarray, init_variables(model, 0)), make_batch()
@@ -197,7 +207,8 @@ def test_auxiliary_logits_add_their_loss_times_its_weight(options):
     def loss(head: str):
         def of(params):
             logits = images @ params["kernel"] + params["bias"]
-            return cross_entropy(logits, labels, label_smoothing=options.get("label_smoothing", 0.0))
+            losses = options.get("losses", {"cross_entropy": 1.0})
+            return total_loss(logits, labels, losses, label_smoothing=options.get("label_smoothing", 0.0))
 
         return jax.value_and_grad(of)(variables["params"][head])
 
@@ -226,12 +237,164 @@ def test_a_network_without_batch_norm_trains_and_is_scored():
     assert np.asarray(out["counts"]).sum() == (make_batch()["labels"] != 255).sum()
 
 
+# ------------------------------------------------------------------------------------------------------ frozen backbone
+
+
+class NormedBackbone(nn.Module):
+    """A convolution and BatchNorm; `fixed`: in evaluation mode for good."""
+
+    fixed: bool = False
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(8, (4, 4), strides=4)(images)
+        return nn.relu(nn.BatchNorm(self.fixed or not train, momentum=0.9)(x))
+
+
+class OnBackbone(nn.Module):
+    backbone: nn.Module
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.BatchNorm(not train, momentum=0.9)(self.backbone(images, train=train))
+        return jax.image.resize(nn.Dense(3)(x), (*images.shape[:3], 3), "bilinear")
+
+
+def test_a_frozen_backbone_stays_as_it_is_with_its_statistics_and_the_rest_learns():
+    model, mesh, batch = OnBackbone(NormedBackbone()), create_mesh(devices(2)), make_batch()
+    optim = default.get_config().optim
+    optim.update({"name": "adamw", "weight_decay": 0.1, "freeze_backbone": True})
+    tx = create_optimizer(optim, optax.constant_schedule(0.01))
+    start = jax.tree.map(np.asarray, create_state(init_variables(model, 0), tx))
+
+    def step(model, freeze_backbone):
+        train_step = create_train_step(model, tx, mesh, **SCALE, seed=0, freeze_backbone=freeze_backbone)
+        state, metrics = train_step(replicate(start, mesh), put_batch(batch, mesh))
+        return state, float(metrics["loss"])
+
+    state, loss = step(model, True)
+    for kind in ("params", "batch_stats"):
+        before, after = dict(getattr(start, kind)), dict(getattr(state, kind))
+        assert difference(before.pop("backbone"), after.pop("backbone")) == 0
+        assert difference(before, after) > 1e-3
+    fixed, fixed_loss = step(OnBackbone(NormedBackbone(fixed=True)), False)
+    assert loss == pytest.approx(fixed_loss, rel=1e-6)
+    assert difference(state.params, fixed.params) < 1e-6
+    assert abs(loss - step(model, False)[1]) > 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------- slices of a batch
+
+
+class Plain(nn.Module):
+    """Every pixel by itself, with BatchNorm or without; auxiliary logits on the way."""
+
+    batch_norm: bool = False
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.relu(nn.Dense(self.features)(images))
+        if self.batch_norm:
+            x = nn.BatchNorm(not train, momentum=0.9, name="bn")(x)
+        aux_logits = nn.Dense(3, name="auxiliary")(x)
+        if not self.is_initializing():
+            self.sow("aux", "logits", aux_logits)
+        return nn.Dense(3, name="classifier")(nn.relu(nn.Dense(self.features)(x)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_step_of_a_batch_in_slices_is_that_of_the_whole(count):
+    """For a loss that is no mean over pixels too; every image has another number of valid ones."""
+    model, tx, mesh = Plain(), optax.sgd(1.0), create_mesh(devices(count))
+    start = jax.tree.map(np.asarray, create_state(init_variables(model, 0), tx))
+    losses = {"cross_entropy": 1.0, "dice": 1.0}
+    results = []
+    for accumulate in (1, 2):
+        step = create_train_step(model, tx, mesh, **SCALE, seed=0, losses=losses, accumulate=accumulate)
+        state, metrics = step(replicate(start, mesh), put_batch(make_batch(), mesh))
+        results.append((state.params, float(metrics["loss"])))
+    (params, loss), (sliced, sliced_loss) = results
+    assert sliced_loss == pytest.approx(loss, rel=1e-6)
+    assert difference(sliced, params) < 1e-5
+    assert difference(params, start.params) > 1e-2
+
+
+def test_a_batch_in_slices_takes_less_memory():
+    model, tx, mesh = Plain(features=64), optax.sgd(1.0), create_mesh(devices(1))
+    state = replicate(create_state(init_variables(model, 0), tx), mesh)
+    batch = put_batch(make_batch(16), mesh)
+
+    def peak(accumulate: int) -> int:
+        step = create_train_step(model, tx, mesh, **SCALE, seed=0, accumulate=accumulate)
+        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(8) < peak(1) / 2
+
+
+def test_batch_norm_sees_a_slice_at_a_time_and_its_statistics_take_as_many_steps():
+    model, tx, mesh = Plain(batch_norm=True), optax.sgd(1.0), create_mesh(devices(2))
+    start = replicate(create_state(init_variables(model, 0), tx), mesh)
+    images = normalise(make_batch()["images"], **SCALE)
+    stats = jax.tree.map(np.asarray, start.batch_stats)
+    params = jax.tree.map(np.asarray, start.params)
+    for rows in (images[0::2], images[1::2]):
+        variables = {"params": params, "batch_stats": stats}
+        _, updates = model.apply(variables, rows, train=True, mutable=["batch_stats", "aux"])
+        stats = updates["batch_stats"]
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, accumulate=2)
+    state, _ = step(start, put_batch(make_batch(), mesh))
+    assert difference(state.batch_stats, stats) < 1e-5
+
+
+def test_every_slice_draws_its_own_dropout():
+    model, tx, mesh = Dropped(), optax.sgd(0.0), create_mesh(devices(1))
+    variables = jax.tree.map(np.asarray, init_variables(model, 0))
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, accumulate=2)
+
+    def loss_of(image: int) -> float:
+        """Where that of the two images has labels; what is drawn is all that they differ in."""
+        batch = {key: value[[0, 0]].copy() for key, value in make_batch(num_classes=2).items()}
+        batch["labels"][1 - image] = 255
+        return float(step(replicate(create_state(variables, tx), mesh), put_batch(batch, mesh))[1]["loss"])
+
+    assert loss_of(0) != loss_of(1)
+
+
+# ------------------------------------------------------------------------------------------------------ moving averages
+
+
+def test_moving_averages_are_of_parameters_and_statistics_and_are_what_is_scored():
+    model, tx, mesh = Plain(batch_norm=True), optax.sgd(0.1), create_mesh(devices(2))
+    state = replicate(create_state(init_variables(model, 0), tx, ema=True), mesh)
+    due = jax.tree.map(np.asarray, state.variables)
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, ema_decay=0.15)
+    for decay in (0.1, 0.15, 0.15):  # (1 + t) / (10 + t) at t = 0, and then the one that is set
+        state, _ = step(state, put_batch(make_batch(), mesh))
+        due = jax.tree.map(lambda a, x, d=decay: d * a + (1 - d) * np.asarray(x), due, state.variables)
+    assert difference(state.ema, due) < 1e-6
+    assert difference(state.ema["params"], state.params) > 1e-4
+    assert difference(state.ema["batch_stats"], state.batch_stats) > 1e-4
+    assert state.eval_variables is state.ema
+    assert state.replace(ema=None).eval_variables == state.variables
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
 @pytest.mark.parametrize(("size", "count", "near"), [(10, 4, "8 or 12"), (3, 4, "4"), (9, 2, "8 or 10")])
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest_sizes(size, count, near):
     with pytest.raises(UserError, match=f"^data.batch_size is {size}, which {count} devices .*: take {near}$"):
         check_batch_size(size, count)
     with pytest.raises(UserError, match=r"^eval is"):
         check_batch_size(size, count, "eval")
+
+
+def test_slices_that_do_not_divide_a_batch_are_refused():
+    message = "^data.batch_size is 6, which 2 devices times train.accumulate 2 don't divide: take 4 or 8$"
+    with pytest.raises(UserError, match=message):
+        check_batch_size(6, 2, accumulate=2)
+    assert check_batch_size(8, 2, accumulate=2) is None
 
 
 @pytest.mark.parametrize(("size", "count"), [(8, 4), (4, 4), (3, 1)])

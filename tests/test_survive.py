@@ -11,6 +11,7 @@ import pytest
 from helpers import TinyBackbone, flags_of, one_error, rows, saved, steps, write_camvid
 from PIL import Image
 
+from jaxseg import build
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import camvid
 from jaxseg.errors import UserError
@@ -96,6 +97,12 @@ def test_a_label_beyond_the_classes(tiny, folder, tmp_path, monkeypatch):
         ({"data__eval_batch_size": 5}, "data.eval_batch_size is 5, which 2 devices don't divide: take 4 or 6"),
         ({"data__batch_size": -4}, "data.batch_size is -4: it must be at least 1"),
         ({"optim__warmup_steps": 12}, "optim.warmup_steps is 12 of 12 steps: it must be at least 0 and less than all"),
+        (
+            {"train__accumulate": 2},
+            "data.batch_size is 2, which 2 devices times train.accumulate 2 don't divide: take 4",
+        ),
+        ({"train__best": "mean_iuo"}, "unknown score (train.best) 'mean_iuo': did you mean mean_iou"),
+        ({"train__best": "iou/bycicle"}, "unknown score (train.best) 'iou/bycicle': did you mean iou/bicyclist"),
         ({"model__output_stride": 7}, "output_stride is 7: it must be one of 8, 16, 32"),
     ],
 )
@@ -136,6 +143,12 @@ def test_class_weights_that_the_data_has_none_of(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(camvid.INFOS, "11", dataclasses.replace(camvid.INFO, class_weights=None))
     message = refused(tiny.config(loss__class_weights="median_frequency"), tmp_path / "run")
     assert message == "loss.class_weights is median_frequency, but camvid has no class weights: leave it ''"
+
+
+def test_a_backbone_to_freeze_that_is_not_there(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "init_variables", lambda model, seed: {"params": {"head": {}}, "batch_stats": {}})
+    message = refused(tiny.config(optim__freeze_backbone=True), tmp_path / "run")
+    assert message == "optim.freeze_backbone is set, but tiny on tiny has none"
 
 
 # -------------------------------------------------------------------------------------------------- while it goes on

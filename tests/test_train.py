@@ -13,14 +13,16 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps
+from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps, use
 
 import jaxseg
 from jaxseg import checkpoint, score
+from jaxseg import config as configs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
 from jaxseg.score import eval_run
+from jaxseg.state import init_variables
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -99,7 +101,7 @@ def test_best_is_the_best_row(finished):
     assert best != 12, "the test needs a run whose last score is not its best"
     assert steps(finished, "best") == [best] and steps(finished, "latest") == [12]
     progress = saved(finished, "best")["progress"]
-    assert (progress["best_step"], progress["best_mean_iou"], progress["evaluated"]) == (best, scores[best], best)
+    assert (progress["best_step"], progress["best_score"], progress["evaluated"]) == (best, scores[best], best)
 
 
 def test_pictures_curves_and_events_are_written(finished):
@@ -115,7 +117,7 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "events", "figures", "info.json", "metrics.jsonl")
+        *("checkpoints", "config.json", "curves.png", "events", "figures", "info.json", "metrics.jsonl", "run.json")
     ]
 
 
@@ -162,6 +164,58 @@ def test_a_row_has_the_mean_loss_since_the_row_before(finished, tiny, tmp_path):
 def test_the_seed_changes_the_run(finished, tiny, tmp_path):
     train(tiny.config(train__seed=1, train__num_steps=2), tmp_path, log=lambda line: None)
     assert rows(tmp_path)[0]["train/loss"] != rows(finished)[0]["train/loss"]
+
+
+# ------------------------------------------------------------------------------------------------------------- run.json
+
+
+def told(workdir):
+    return json.loads((workdir / "run.json").read_text())
+
+
+def test_a_run_says_what_it_is_and_how_far_it_came(finished, tiny):
+    told_now = told(finished)
+    variables = saved(finished, "latest")
+    due = {
+        "parameters": sum(value.size for name, value in variables.items() if name.startswith("variables['params']")),
+        # 3x3x3x8 at a sixteenth of the places, then 8x8 and 8x11.
+        "multiply_adds": (3 * 3 * 3 * 8 + 8 * 8 + 8 * 11) * 8 * 8,
+        "image_size": [32, 32],
+        "device": "cpu",
+        "num_devices": 2,
+        "step": 12,
+        "num_steps": 12,
+        "epochs": 3.0,
+        "status": "finished",
+        "best_step": saved(finished, "best")["progress"]["best_step"],
+        "best_score": max(scored(finished).values()),
+    }
+    assert {key: told_now[key] for key in due} == due
+    assert told_now.keys() - due.keys() == {"versions", "train_seconds", "images_per_second"}
+    assert told_now["versions"]["jax"] == jax.__version__
+    # Of every step but the first.
+    assert told_now["images_per_second"] * told_now["train_seconds"] == pytest.approx(11 * 2)
+
+
+def test_time_adds_up_over_starts_and_the_status_is_that_of_the_end(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def end_here():
+        seen.append(told(tmp_path))
+        raise RuntimeError("the machine went away")
+
+    for step in (6, 4):  # the seventh of all, then the tenth
+        with monkeypatch.context() as patch:
+            at_step(patch, step, end_here)
+            with pytest.raises(RuntimeError, match="went away"):
+                train(tiny.config(), tmp_path, log=lambda line: None)
+        assert seen[-1]["status"] == "running" and told(tmp_path)["status"] == "stopped"
+    # As of the last checkpoint or evaluation.
+    assert [(row["step"], row["best_step"]) for row in seen] == [(4, 4), (6, 4)]
+    assert 0 < seen[0]["train_seconds"] < seen[1]["train_seconds"]
+    train(tiny.config(), tmp_path, log=lambda line: None)
+    assert told(tmp_path)["status"] == "finished"
+    assert told(tmp_path)["train_seconds"] > seen[1]["train_seconds"]
 
 
 # ------------------------------------------------------------------------------------------------------------ going on
@@ -229,6 +283,147 @@ def test_a_crash_goes_on_from_the_last_checkpoint_bit_for_bit(finished, tiny, tm
     assert logged(tmp_path)[-1] == 8
     train(tiny.config(), tmp_path, log=lambda line: None)
     assert_same_run(tmp_path, finished)
+
+
+FEATURES = {
+    "data__batch_size": 4,
+    "train__accumulate": 2,
+    "train__ema_decay": 0.8,
+    "train__best": "loss",
+    "train__patience": 3,
+    "train__eval_every": 2,
+    "train__num_steps": 20,
+    "optim__learning_rate": 0.3,  # so that the loss rises twice, the second time for good
+    "optim__schedule": "plateau",
+    "optim__plateau_factor": 0.5,
+    "optim__plateau_patience": 1,
+    "optim__plateau_floor": 0.01,
+    "loss__cross_entropy": 0.5,
+    "loss__dice": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def featured(workplace):
+    """An unbroken run with everything that has a state of its own; it ends early."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use(workplace, monkeypatch)
+        train(workplace.config(**FEATURES), workplace.root / "featured", log=lambda line: None)
+    return workplace.root / "featured"
+
+
+def test_a_run_ends_early_with_all_it_knows(featured, tiny):
+    losses = {row["step"]: row["val/loss"] for row in rows(featured) if "val/loss" in row}
+    best = min(losses, key=losses.get)
+    last = max(losses)
+    assert list(losses) == list(range(2, last + 1, 2)) and last == best + 6 < 20
+    assert steps(featured, "best") == [best] and steps(featured, "latest") == [last]
+    progress = saved(featured, "latest")["progress"]
+    assert (progress["best_score"], progress["best_step"], progress["stale"]) == (losses[best], best, 3)
+    assert (told(featured)["status"], told(featured)["step"], told(featured)["num_steps"]) == (
+        "stopped early",
+        last,
+        20,
+    )
+
+
+def test_the_rate_in_a_row_is_what_plateaus_made_of_it(featured, tiny):
+    best, rate, due = float("inf"), 0.3, {}
+    for row in rows(featured):
+        if "val/loss" in row:
+            better = row["val/loss"] < best - 1e-4
+            best, rate = (row["val/loss"], rate) if better else (best, max(rate / 2, 0.01))
+        else:
+            due[row["step"]] = rate
+    found = {row["step"]: row["train/learning_rate"] for row in rows(featured) if "train/loss" in row}
+    assert found == pytest.approx(due)
+    assert len(set(found.values())) > 2
+
+
+def test_what_is_scored_and_saved_is_the_moving_average(featured, tiny):
+    """And the parameters that training goes on with lie beside it."""
+    latest = saved(featured, "latest")
+    pairs = [(name.replace("variables", "optimizer"), name) for name in latest if name.startswith("variables")]
+    assert pairs and all(raw in latest for raw, _ in pairs)
+    assert all(np.abs(latest[raw] - latest[average]).max() > 0 for raw, average in pairs if "params" in raw)
+    scores = score.eval_run(featured, which="best", log=lambda line: None)
+    assert scores["val/loss"] == saved(featured, "best")["progress"]["best_score"]
+
+
+@pytest.mark.parametrize("step", [5, 14])
+def test_a_run_with_every_feature_goes_on_bit_for_bit_after_a_crash(step, featured, tiny, tmp_path, monkeypatch):
+    for place in (step, 2):
+        with monkeypatch.context() as patch:
+            at_step(patch, place, crash)
+            with pytest.raises(RuntimeError, match="went away"):
+                train(tiny.config(**FEATURES), tmp_path, log=lambda line: None)
+    train(tiny.config(**FEATURES), tmp_path, log=lambda line: None)
+    assert_same_run(tmp_path, featured)
+
+
+def test_a_signal_in_the_evaluation_that_ends_a_run_early_ends_it_there_later(featured, tiny, tmp_path, monkeypatch):
+    last = steps(featured, "latest")[0]
+    evaluate, calls = score.evaluate, []
+
+    def signalled(*arguments, **keywords):
+        calls.append(None)
+        if 2 * len(calls) == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "evaluate", signalled)
+        with pytest.raises(Interrupted):
+            train(tiny.config(**FEATURES), tmp_path, log=lambda line: None)
+    assert told(tmp_path)["status"] == "stopped"
+    train(tiny.config(**FEATURES), tmp_path, log=lambda line: None)
+    assert told(tmp_path)["status"] == "stopped early"
+    # The checkpoint of that step is from before its score, which the next start would take once more.
+    assert rows(tmp_path) == rows(featured)
+    for kind in ("latest", "best"):
+        assert steps(tmp_path, kind) == steps(featured, kind)
+
+
+def test_a_run_that_ended_early_says_so_and_goes_on_with_more_patience(featured, tiny, tmp_path):
+    workdir, lines = shutil.copytree(featured, tmp_path / "run"), []
+    before = contents(workdir)
+    train(tiny.config(**FEATURES), workdir, log=lines.append)
+    assert lines[-2] == "stopped early: 3 evaluations without a better loss"
+    assert contents(workdir) == before
+    last = steps(featured, "latest")[0]
+    train(tiny.config(**FEATURES | {"train__patience": 0, "train__num_steps": last + 1}), workdir, log=lines.append)
+    assert steps(workdir, "latest") == [last + 1]
+    assert told(workdir)["status"] == "finished"
+
+
+def test_a_frozen_backbone_is_still_that_of_the_start_after_a_crash(tiny, tmp_path, monkeypatch):
+    config = tiny.config(optim__freeze_backbone=True, optim__weight_decay=0.1, train__num_steps=6)
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(config, tmp_path, log=lambda line: None)
+    train(config, tmp_path, log=lambda line: None)
+    start = init_variables(configs.build_model(config, len(CLASSES)), config.train.seed)
+    latest = saved(tmp_path, "latest")
+    for path, value in jax.tree_util.tree_flatten_with_path(start)[0]:
+        name = "variables" + jax.tree_util.keystr(path)
+        assert np.array_equal(latest[name], value) == ("backbone" in name), name
+
+
+def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, tiny):
+    (folder,) = (finished_copy / "checkpoints" / "latest").iterdir()
+    path = folder / "progress" / "metadata"
+    progress = json.loads(path.read_text())
+    best = progress["best_score"]
+    path.write_text(
+        json.dumps({"best_mean_iou": 2.0, **{key: progress[key] for key in ("best_step", "evaluated", "losses")}})
+    )
+    (finished_copy / "run.json").unlink()
+    train(tiny.config(train__num_steps=14), finished_copy, log=lambda line: None)
+    progress = saved(finished_copy, "latest")["progress"]
+    assert (progress["best_score"], progress["stale"]) == (2.0, 1) and best < 2.0
+    assert "best_mean_iou" not in progress
+    assert told(finished_copy)["step"] == 14
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(finished_copy, tiny):
@@ -314,7 +509,7 @@ def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_five_kills_at_any_moment_change_no_bit(tiny, tmp_path):
-    config = tiny.config(train__num_steps=60, train__eval_every=7)
+    config = tiny.config(**FEATURES | {"train__num_steps": 60, "train__eval_every": 7, "train__patience": 7})
     train(config, tmp_path / "unbroken", log=lambda line: None)
     chance = random.Random(0)
     arguments = ["jaxseg.main", *flags_of(config), f"--workdir={tmp_path / 'killed'}"]

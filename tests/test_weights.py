@@ -10,8 +10,8 @@ from helpers import Tiny, TinyBackbone, at_step, rows, saved, steps
 from safetensors.numpy import save_file
 
 import jaxseg
+from jaxseg import build
 from jaxseg import config as configs
-from jaxseg import train as running
 from jaxseg.errors import UserError
 from jaxseg.models.pretrained import BACKBONE_LAYOUTS, smp, torchvision
 from jaxseg.models.pretrained.entries import batch_norm, conv, within
@@ -83,13 +83,13 @@ def stored(workdir):
 def variables_at_start(config, workdir, monkeypatch):
     """What a run of this config trains first."""
     seen = {}
-    create = running.create_state
+    create = build.create_state
 
-    def keep(variables, tx):
+    def keep(variables, tx, **options):
         seen.update(flatten_dict(jax.tree.map(np.asarray, variables)))
-        return create(variables, tx)
+        return create(variables, tx, **options)
 
-    monkeypatch.setattr(running, "create_state", keep)
+    monkeypatch.setattr(build, "create_state", keep)
     lines = run(config, workdir)
     return seen, lines
 
@@ -120,13 +120,13 @@ def test_a_run_starts_from_a_backbone_and_is_normalised_as_that_was(tiny, tmp_pa
 def test_prediction_and_training_use_the_stored_normalisation(tiny, tmp_path, backbone_file, monkeypatch):
     used = []
     for name in ("create_train_step", "create_eval_step", "fill_colour"):
-        make = getattr(running, name)
+        make = getattr(build, name)
 
         def record(*args, make=make, name=name, **how):
             used.append((name, how.get("mean", args[0] if args else None), how.get("std")))
             return make(*args, **how)
 
-        monkeypatch.setattr(running, name, record)
+        monkeypatch.setattr(build, name, record)
     run(short(tiny, model__weights=str(backbone_file)), tmp_path / "run")
     assert {name: tuple(mean) for name, mean, _ in used} == dict.fromkeys(
         ("create_train_step", "create_eval_step", "fill_colour"), MEAN

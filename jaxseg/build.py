@@ -1,0 +1,169 @@
+"""From a config to what a run is made of: where it starts, its steps and its batches."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from jaxseg import checkpoint
+from jaxseg import config as configs
+from jaxseg.data import DataInfo, Dataset, pipeline, transforms
+from jaxseg.errors import UserError
+from jaxseg.evaluate import Evaluation
+from jaxseg.lookup import lookup
+from jaxseg.losses import LOSSES
+from jaxseg.models import pretrained
+from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
+from jaxseg.state import create_state, init_variables
+from jaxseg.step import check_batch_size, create_eval_step, create_train_step, fill_colour, replicate
+
+LOWER_IS_BETTER = "loss"  # of all scores that `train.best` may name, the one to be minimised
+
+
+@dataclasses.dataclass
+class Steps:
+    """A way of training, as the loop calls it.
+
+    Fields:
+      state: before the first step; a pytree with `step`, `eval_variables`, `to_items` and `from_items` of `TrainState`.
+      train: `(state, batch) -> (state, {'loss': scalar})`; the state that goes in may be donated.
+      evaluate: `(state.eval_variables, batch) -> {'counts', 'loss_sum', 'preds'}`, see `step.create_eval_step`.
+      learning_rate: of a state: the rate its last step was taken at.
+      note_evaluation: `(state, value) -> state` once an evaluation gave `value`, of which less is better.
+    """
+
+    state: Any
+    train: Callable
+    evaluate: Callable
+    learning_rate: Callable[[Any], float]
+    note_evaluation: Callable
+
+
+def create_steps(
+    config: ConfigDict, model: nn.Module, info: DataInfo, weights: pretrained.Weights | None, mesh: Mesh, num_steps: int
+) -> Steps:
+    """The steps of a config and the state that they begin with. Another way of training is another `Steps` from here.
+
+    Raises:
+      UserError: an unknown optimizer or schedule, class weights that the data has none of, no backbone to freeze.
+    """
+    optim, scale = config.optim, {"mean": config.data.mean, "std": config.data.std}
+    schedule = create_schedule(optim, num_steps)
+    tx = create_optimizer(optim, schedule)
+    class_weights = _class_weights(config, info)
+    variables = init_variables(model, config.train.seed)
+    if optim.freeze_backbone and "backbone" not in variables["params"]:
+        raise UserError(f"optim.freeze_backbone is set, but {config.model.name} on {config.model.backbone} has none")
+    if weights:
+        variables = weights.into(variables)
+    train_step = create_train_step(
+        model,
+        tx,
+        mesh,
+        **scale,
+        seed=config.train.seed,
+        losses={name: config.loss[name] for name in LOSSES},
+        auxiliary_weight=config.loss.auxiliary,
+        class_weights=class_weights,
+        label_smoothing=config.loss.label_smoothing,
+        ignore_label=info.ignore_label,
+        freeze_backbone=optim.freeze_backbone,
+        accumulate=config.train.accumulate,
+        ema_decay=config.train.ema_decay,
+    )
+    whole = NamedSharding(mesh, P())
+    note = jax.jit(functools.partial(note_evaluation, optim), out_shardings=whole)
+    return Steps(
+        state=replicate(create_state(variables, tx, ema=config.train.ema_decay > 0), mesh),
+        train=train_step,
+        evaluate=create_eval_step(model, mesh, **scale, ignore_label=info.ignore_label),
+        learning_rate=lambda state: learning_rate(schedule, state.opt_state, int(state.step) - 1),
+        note_evaluation=lambda state, value: state.replace(opt_state=note(state.opt_state, value)),
+    )
+
+
+def read_weights(
+    config: ConfigDict, model: nn.Module, workdir: pathlib.Path
+) -> tuple[ConfigDict, pretrained.Weights | None, list[str]]:
+    """What a run starts from: its config with the normalisation it will have, weights if any, and lines on both.
+
+    Raises:
+      UserError: the weights can't be read or are of another network.
+    """
+    if checkpoint.has_any(workdir, "latest"):
+        # All is saved there: it goes on without the weights' file.
+        before = configs.read(workdir).data
+        return configs.with_normalisation(config, before.mean, before.std), None, []
+    weights = pretrained.read_weights(model, config.model.weights) if config.model.weights else None
+    mean, std = (weights.mean, weights.std) if weights else (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
+    resolved = configs.with_normalisation(config, mean, std)
+    if not weights:
+        return resolved, None, []
+    lines = [*weights.report, f"images are normalised by mean {resolved.data.mean} and std {resolved.data.std}"]
+    for field, theirs in (("mean", mean), ("std", std)):
+        set_to = tuple(config.data[field])
+        if set_to and not np.allclose(set_to, theirs, atol=1e-3):
+            lines.append(f"data.{field} is set to {set_to}; the weights were trained with {theirs}")
+    return resolved, weights, lines
+
+
+def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises a `UserError` where the devices, or slices of a batch on them, don't divide a batch of the config."""
+    check_batch_size(config.data.batch_size, mesh.size, accumulate=config.train.accumulate)
+    check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
+
+
+def check_score(config: ConfigDict, info: DataInfo) -> None:
+    """Raises a `UserError` with the nearest names where `train.best` is no score of an evaluation."""
+    classes = info.num_classes
+    nothing = Evaluation(counts=np.zeros((classes, classes), np.int64), loss=float("nan"), images=0, examples=[])
+    scores = {name.removeprefix("val/"): value for name, value in nothing.scalars(info.class_names).items()}
+    lookup(scores, config.train.best, "score (train.best)")
+
+
+def train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Iterator[dict[str, Any]]:
+    """The batches of the training split from `start_step` on, this process's rows of them."""
+    data = config.data
+    return pipeline.train_batches(
+        dataset.source(dataset.train_split),
+        seed=config.train.seed,
+        batch_size=data.batch_size,
+        augment=functools.partial(
+            transforms.augment,
+            crop_size=data.crop_size,
+            resize_to=tuple(data.resize),
+            scale=tuple(data.scale),
+            center_crop=data.center_crop,
+            flip=data.flip,
+            vertical_flip=data.vertical_flip,
+            rotate90=data.rotate90,
+            grid_distortion=data.grid_distortion,
+            elastic=data.elastic,
+            jitter=data.jitter,
+            stain=data.stain,
+            fill=fill_colour(data.mean),
+        ),
+        variants=tuple(data.variants),
+        start_step=start_step,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _class_weights(config: ConfigDict, info: DataInfo) -> tuple[float, ...] | None:
+    if not config.loss.class_weights:
+        return None
+    if info.class_weights is None:
+        raise UserError(
+            f"loss.class_weights is {config.loss.class_weights}, but {info.name} has no class weights: leave it ''"
+        )
+    return info.class_weights

@@ -1,0 +1,303 @@
+"""What a run tells while it goes and leaves in its workdir: config, run.json, rows of metrics, pictures, curves."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxseg import config as configs
+from jaxseg import figures
+from jaxseg.build import LOWER_IS_BETTER
+from jaxseg.checkpoint import Checkpoints
+from jaxseg.data import Dataset
+from jaxseg.errors import UserError
+from jaxseg.evaluate import Evaluation
+from jaxseg.models import cost
+from jaxseg.writers import METRICS, Writers, read_metrics
+
+RUN = "run.json"
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# What a checkpoint keeps beside the state, all of it JSON: the best score and its step, evaluations since then, the
+# step last scored, losses not yet in a row, seconds of steps and how many steps took them.
+FRESH = {
+    "best_score": None,
+    "best_step": 0,
+    "stale": 0,
+    "evaluated": 0,
+    "losses": [],
+    "train_seconds": 0.0,
+    "timed_steps": 0,
+}
+
+
+def from_checkpoint(progress: dict[str, Any]) -> dict[str, Any]:
+    """The progress of a checkpoint, also of one from before there was a choice of scores."""
+    progress = dict(progress)
+    if "best_mean_iou" in progress:
+        progress["best_score"] = progress.pop("best_mean_iou")
+    return {**FRESH, **progress}
+
+
+class Record:
+    """One run's, from its start or from where it goes on: process 0 writes, the others only count.
+
+    Attributes:
+      progress: what a checkpoint keeps, see `FRESH`.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        dataset: Dataset,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        writers: Writers,
+        progress: dict[str, Any],
+        *,
+        start: int,
+        num_steps: int,
+    ):
+        self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
+        self.checkpoints, self.writers, self.num_steps = checkpoints, writers, num_steps
+        self.progress = {**progress, "losses": list(progress["losses"])}
+        self._start, self._steps = start, 0
+        self._num_images = dataset.lengths[dataset.train_split]
+        self._pending: list[tuple[jax.Array, list[str]]] = []
+        self._facts: dict[str, Any] = {}
+        self._first: float | None = None  # seconds of the first step of this start
+        self._row = (0, 0.0)  # steps, and their seconds, since the last row
+        self.start_clock()
+
+    # ------------------------------------------------------------------------------------------------------ the start
+
+    def greet(self, model: nn.Module, variables: dict[str, Any]) -> None:
+        """Writes the config and what is known of the run before its first step, and tells what is about to happen."""
+        config, dataset, device = self.config, self.dataset, self.mesh.devices.flat[0]
+        size = sum(x.size for x in jax.tree.leaves(variables["params"]))
+        lengths = ", ".join(f"{count} {split}" for split, count in dataset.lengths.items())
+        self._write(configs.FILE, configs.to_json(config))
+        self._write(configs.INFO_FILE, dataset.info.to_json())
+        crop = config.data.crop_size
+        image_size = [crop, crop] if isinstance(crop, int) else list(crop)
+        before = _read_json(self.workdir / RUN) if self._start else {}
+        self._facts = {
+            "parameters": size,
+            # Tracing a large network takes seconds.
+            "multiply_adds": before.get("multiply_adds") or cost.multiply_adds(model, tuple(image_size)),
+            "image_size": image_size,
+            "device": device.device_kind,
+            "num_devices": self.mesh.size,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+        self.writers.message(
+            f"{config.model.name} on {config.model.backbone}, {size / 1e6:.2f} million parameters, "
+            f"{config.model.dtype}; {dataset.info.name}: {lengths} images, {dataset.info.num_classes} classes; "
+            f"{self.num_steps} steps of {config.data.batch_size} on {self.mesh.size} {device.device_kind} device"
+            + ("s" if self.mesh.size > 1 else "")
+            + f"; all of it goes to {self.workdir}"
+        )
+        self.writers.hparams(configs.flatten(config))
+        self.writers.text(0, {"config": f"```json\n{configs.to_json(config)}```"})
+        self.writers.overview(variables)
+        self.status("running")
+
+    # ---------------------------------------------------------------------------------------------------------- steps
+
+    def start_clock(self) -> None:
+        """From here on time is that of steps."""
+        self._clock, self._timed = time.perf_counter(), 0  # and steps since then
+
+    def step(self, loss: jax.Array, ids: list[str]) -> None:
+        """Notes a step that was started; its loss is fetched later."""
+        self._pending.append((loss, ids))
+        self._steps += 1
+        if self._first is None:
+            jax.block_until_ready(loss)
+            self._first = time.perf_counter() - self._clock
+            self.writers.message(f"first step after {self._first:.1f} s, most of them to compile")
+            self.start_clock()
+        else:
+            self._timed += 1
+
+    def flush(self) -> None:
+        """Fetches the losses of the steps so far.
+
+        Raises:
+          UserError: a loss is NaN or infinite.
+        """
+        fetched = jax.device_get([loss for loss, _ in self._pending])
+        if self._timed:
+            seconds = time.perf_counter() - self._clock
+            self._row = (self._row[0] + self._timed, self._row[1] + seconds)
+            self.progress["timed_steps"] += self._timed
+            self.progress["train_seconds"] += seconds
+        first = self._start + self._steps - len(fetched) + 1
+        for number, (loss, (_, ids)) in enumerate(zip(fetched, self._pending, strict=True), first):
+            if not math.isfinite(loss):
+                self.checkpoints.wait()
+                last = self.checkpoints.latest
+                raise UserError(
+                    f"the loss of step {number} is {loss}; its batch holds {', '.join(ids)}. "
+                    + (f"The last good checkpoint is step {last}" if last else "No checkpoint was saved before it")
+                    + "; a lower optim.learning_rate, optim.clip_norm=1 or optim.warmup_steps often mends this"
+                )
+        self.progress["losses"] += [float(loss) for loss in fetched]
+        self._pending = []
+        self.start_clock()
+
+    def row(self, step: int, learning_rate: float) -> None:
+        """Writes the mean loss of the steps since the row before, and how fast they were."""
+        batch_size = self.config.data.batch_size
+        steps, seconds = self._row if self._row[0] else (1, self._first or math.nan)
+        loss, rate = float(np.mean(self.progress["losses"])), steps * batch_size / seconds
+        self.progress["losses"], self._row = [], (0, 0.0)
+        self.writers.scalars(
+            step,
+            {
+                "train/loss": loss,
+                "train/learning_rate": learning_rate,
+                "train/images_per_second": rate,
+                "train/steps_per_second": rate / batch_size,
+            },
+        )
+        self.writers.progress(step, loss=loss, images_per_second=rate, lr=learning_rate)
+
+    # ---------------------------------------------------------------------------------------------------- evaluations
+
+    def evaluation(self, step: int, result: Evaluation, seconds: float) -> tuple[float, bool]:
+        """Writes scores and pictures of an evaluation; the score that `train.best` names, and whether it is the best.
+
+        One that is no number, for there was nothing to score, is never the best.
+        """
+        info, split, name = self.dataset.info, self.dataset.eval_split, self.config.train.best
+        scalars = result.scalars(info.class_names)
+        score, best = scalars[f"val/{name}"], self.progress["best_score"]
+        is_best = math.isfinite(score) and (best is None or (score < best if name == LOWER_IS_BETTER else score > best))
+        if is_best:
+            self.progress |= {"best_score": score, "best_step": step, "stale": 0}
+        else:
+            self.progress["stale"] += 1
+        self.progress["evaluated"] = step
+        self.writers.scalars(step, scalars)
+        if jax.process_index() == 0:
+            picture = figures.prediction_figure(
+                [example["images"] for example in result.examples],
+                [example["labels"] for example in result.examples],
+                [example["preds"] for example in result.examples],
+                class_names=info.class_names,
+                palette=info.palette,
+                titles=[example["id"] for example in result.examples],
+            )
+            self.writers.images(step, {"val/predictions": picture})
+            figures.write_png(self.workdir / "figures" / f"step_{step:07d}.png", picture)
+        absent = scalars["val/absent_classes"]
+        present = f" over {info.num_classes - absent} of {info.num_classes} classes (the others are absent)"
+        self.writers.message(
+            f"step {step}: {split} mean IoU {scalars['val/mean_iou']:.4f}"
+            + (present if absent else "")
+            + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
+            + ("" if name in ("mean_iou", "pixel_accuracy", "loss") else f", {name} {score:.4f}")
+            + f" ({result.images} images, {seconds:.1f} s)"
+            + (", the best so far" if is_best else "")
+        )
+        return score, is_best
+
+    # --------------------------------------------------------------------------------------------------------- the end
+
+    def status(self, status: str) -> None:
+        """Writes run.json: what is known of the run, how far it is and how fast it was.
+
+        `train_seconds` are of the steps alone, over all starts: without evaluations and checkpoints, and without the
+        first step of each start, which is mostly compiling.
+        """
+        progress, batch_size, step = self.progress, self.config.data.batch_size, self._start + self._steps
+        seconds = progress["train_seconds"]
+        facts = self._facts | {
+            "train_seconds": seconds,
+            "images_per_second": progress["timed_steps"] * batch_size / seconds if seconds else None,
+            "step": step,
+            "num_steps": self.num_steps,
+            "epochs": step * batch_size / configs.epoch_length(self.config, self._num_images),
+            "status": status,
+            "best_step": progress["best_step"],
+            "best_score": progress["best_score"],
+        }
+        self._write(RUN, json.dumps(facts, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def stopped_by_errors(self) -> Iterator[None]:
+        """Leaves word of it in run.json where a signal or an error ends the run; one that is killed is `running`."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.status("stopped")
+            raise
+
+    def finish(self, status: str) -> None:
+        """Draws the curves and tells the best score."""
+        self.writers.flush()
+        self.status(status)
+        if jax.process_index() != 0:
+            return
+        figures.curves(read_metrics(self.workdir / METRICS), self.workdir / "curves.png")
+        best, name = self.progress["best_score"], self.config.train.best.replace("mean_iou", "mean IoU")
+        score = "no pixel was valid" if best is None else f"best {name} {best:.4f} at step {self.progress['best_step']}"
+        self.writers.message(
+            f"done: {score}; curves in {self.workdir / 'curves.png'}, pictures in {self.workdir / 'figures'}"
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        if jax.process_index() == 0:
+            temporary = self.workdir / f".{name}.{os.getpid()}.tmp"
+            temporary.write_text(text)
+            os.replace(temporary, self.workdir / name)
+
+
+def make_workdir(workdir: pathlib.Path) -> pathlib.Path:
+    """Makes the folder of a run.
+
+    Raises:
+      UserError: it can't be written.
+    """
+    try:
+        (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the workdir {workdir} can't be written ({error.strerror}): choose another --workdir"
+        ) from error
+    return workdir
+
+
+@contextlib.contextmanager
+def disk_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """A full disk as one readable error, also where metrics or pictures meet it first."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or workdir
+        raise UserError(
+            f"{where} can't be read or written ({error.strerror or error}): mend that or make room, then start again "
+            "to go on from the last checkpoint"
+        ) from error
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """What a JSON file holds, nothing where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
