@@ -99,22 +99,27 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
                 run.flush()
                 run.row(step, steps.learning_rate(state))
 
+            stopping = bool(caught)  # asked once: what comes later waits for the next step
             evaluating = step > progress["evaluated"] and _due(step, config.train.eval_every, num_steps)
             saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
-            if evaluating or saving or caught:
+            if evaluating or saving or stopping:
                 run.flush()
-            if evaluating and not caught and (scored := _score(config, dataset, steps, state, mesh, caught)):
-                score, is_best = run.evaluation(step, *scored)
-                state = steps.note_evaluation(state, score if config.train.best == build.LOWER_IS_BETTER else -score)
-                if is_best:
-                    checkpoints.save("best", state, progress)
-            stale = 0 < config.train.patience <= progress["stale"] and not caught
-            if step > start and (saving or caught or stale):
+            if evaluating and not stopping:
+                scored = _score(config, dataset, steps, state, mesh, caught)
+                stopping = scored is None
+                if scored:
+                    score, is_best = run.evaluation(step, *scored)
+                    lower = score if config.train.best == build.LOWER_IS_BETTER else -score
+                    state = steps.note_evaluation(state, lower)
+                    if is_best:
+                        checkpoints.save("best", state, progress)
+            stale = 0 < config.train.patience <= progress["stale"] and not stopping
+            if step > start and (saving or stopping or stale):
                 checkpoints.save("latest", state, progress)
-            if evaluating or saving or caught:
+            if evaluating or saving:
                 run.status("running")
                 run.start_clock()
-            if caught:
+            if stopping:
                 checkpoints.wait()
                 saved = f"step {step} is saved, start again to go on" if step else "no step was done yet"
                 writers.message(f"stopped by {signal.Signals(caught[0]).name}; {saved}")
