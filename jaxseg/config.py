@@ -10,12 +10,14 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from jaxseg import protocols
 from jaxseg.data import DATASETS
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
+from jaxseg.published import DEFINITIONS
 
 FILE = "config.json"
 DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
@@ -29,6 +31,14 @@ MAY_DIFFER = (
     "train.log_every",
     "data.eval_batch_size",
     "data.workers",
+    "eval.split",
+    "eval.protocol",
+    "eval.size",
+    "eval.stride",
+    "eval.scales",
+    "eval.flip",
+    "eval.boundary_tolerance",
+    "eval.published",
 )
 
 NAMES = {
@@ -38,6 +48,8 @@ NAMES = {
     "optim.name": (OPTIMIZERS, "optimizer"),
     "optim.schedule": (SCHEDULES, "schedule"),
     "loss.class_weights": ({"": None, "median_frequency": None}, "kind of class weights"),
+    "eval.protocol": (protocols.WORDS, "protocol"),
+    "eval.published": ({"": None, **DEFINITIONS}, "project's definition of scores"),
 }
 
 # Field: lowest value, and whether that value itself is allowed.
@@ -65,6 +77,8 @@ RANGES = {
     "train.checkpoint_every": (1, True),
     "train.log_every": (1, True),
     "train.seed": (0, True),
+    "eval.stride": (0, True),
+    "eval.boundary_tolerance": (0, True),
 }
 
 
@@ -140,6 +154,7 @@ def validate(config: ConfigDict) -> None:
     scale = tuple(config.data.scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise UserError(f"data.scale is {scale}: it must be (lowest, highest), both above 0")
+    protocols.from_config(config.eval)
 
 
 def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[float]) -> ConfigDict:
@@ -195,7 +210,7 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     """
     path = pathlib.Path(workdir) / FILE
     try:
-        written = json.loads(path.read_text())
+        written = _as_tuples(json.loads(path.read_text()))
         config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
         config.update(written)
         return config
@@ -203,6 +218,13 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were, which flags can set anew."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _later_fields(written: Mapping[str, Any], defaults: ConfigDict) -> dict[str, Any]:

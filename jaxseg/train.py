@@ -21,11 +21,11 @@ from jaxseg.errors import UserError
 from jaxseg.models import pretrained
 from jaxseg.optim import create_optimizer, create_schedule
 from jaxseg.process import Interrupted, catch_signals
-from jaxseg.score import open_data, score_split
+from jaxseg.protocols import WORDS, from_config
+from jaxseg.score import build_eval_step, eval_split, open_data, score_split, write_evaluation
 from jaxseg.state import create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
-    create_eval_step,
     create_mesh,
     create_train_step,
     fill_colour,
@@ -65,10 +65,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     # ------------------------------------------------------------------------------------------- data, network, state
     dataset = open_data(config)
     info = dataset.info
+    eval_split(config, dataset)
     num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
     schedule = create_schedule(config.optim, num_steps)
     tx = create_optimizer(config.optim, schedule)
     class_weights = _class_weights(config, info)
+    eval_step = build_eval_step(config, model, mesh, info)
 
     variables = init_variables(model, config.train.seed)
     if weights:
@@ -119,9 +121,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             class_weights=class_weights,
             label_smoothing=config.loss.label_smoothing,
             ignore_label=info.ignore_label,
-        )
-        eval_step = create_eval_step(
-            model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
         )
         run = _Run(config, workdir, dataset, mesh, eval_step, checkpoints, writers, schedule, progress)
 
@@ -222,7 +221,7 @@ class _Run:
             if caught:
                 raise Interrupted(caught[0])
 
-        info, split, started = self.dataset.info, self.dataset.eval_split, time.perf_counter()
+        info, split, started = self.dataset.info, eval_split(self.config, self.dataset), time.perf_counter()
         try:
             result = score_split(self.config, self.dataset, split, self.eval_step, state.variables, self.mesh, on_batch)
         except Interrupted:
@@ -234,7 +233,11 @@ class _Run:
             self.progress |= {"best_mean_iou": mean_iou, "best_step": step}
         self.progress["evaluated"] = step
         self.writers.scalars(step, scalars)
+        seconds, protocol = time.perf_counter() - started, from_config(self.config.eval).words
         if jax.process_index() == 0:
+            if is_best:
+                named = {"split": split, "which": "best", "step": step, "protocol": protocol, "seconds": seconds}
+                write_evaluation(self.workdir, "val-best", result, info, **named)
             picture = figures.prediction_figure(
                 [example["images"] for example in result.examples],
                 [example["labels"] for example in result.examples],
@@ -251,7 +254,9 @@ class _Run:
             f"step {step}: {split} mean IoU {mean_iou:.4f}"
             + (present if absent else "")
             + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
-            + f" ({result.images} images, {time.perf_counter() - started:.1f} s)"
+            + f" ({result.images} images"
+            + (f", {protocol}" if protocol != WORDS["whole"] else "")
+            + f", {time.perf_counter() - started:.1f} s)"
             + (", the best so far" if is_best else "")
         )
         return is_best

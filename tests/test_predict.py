@@ -1,5 +1,7 @@
 """A trained run on images from anywhere, and a run scored again."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -239,7 +241,7 @@ def test_a_run_scores_again_what_it_scored(which, step, finished, tiny):
     due = evaluation_of(finished, step)
     again = {name: value for name, value in scores.items() if not np.isnan(value)}
     assert again == due
-    assert lines[0] == f"step {step} of {finished} on camvid val: 3 images at their own sizes"
+    assert lines[0] == f"step {step} of {finished} on camvid val: 3 images, whole image"
     table = lines[1].splitlines()
     assert [line.split()[0] for line in table[1:12]] == list(INFO.class_names)
     assert f"mean IoU {100 * due['val/mean_iou']:.2f} over" in table[-1]
@@ -248,7 +250,7 @@ def test_a_run_scores_again_what_it_scored(which, step, finished, tiny):
 def test_another_split_is_scored_under_its_own_name(finished, tiny):
     lines = []
     scores = eval_run(finished, split="test", log=lines.append)
-    assert lines[0].endswith("on camvid test: 2 images at their own sizes")
+    assert lines[0].endswith("on camvid test: 2 images, whole image")
     assert scores["test/pixels"] == 2 * (48 - 6) * 64
     assert not [name for name in scores if name.startswith("val/")]
 
@@ -287,7 +289,13 @@ def test_what_can_not_be_scored_is_refused(keywords, message, finished, tiny):
         eval_run(finished, log=lambda line: None, **keywords)
 
 
-def test_scoring_changes_nothing_in_the_workdir(finished_copy, tiny):
-    before = {path: path.stat().st_mtime_ns for path in finished_copy.rglob("*")}
-    eval_run(finished_copy, log=lambda line: None)
-    assert {path: path.stat().st_mtime_ns for path in finished_copy.rglob("*")} == before
+def test_scoring_changes_nothing_in_the_workdir_but_its_evaluations(finished_copy, tiny):
+    def times():
+        files = [path for path in finished_copy.rglob("*") if path.is_file() and path.parent.name != "evaluations"]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    shutil.rmtree(finished_copy / "evaluations")
+    eval_run(finished_copy, split="test", log=lambda line: None)
+    assert times() == before and len(before) > 10
+    assert [path.name for path in (finished_copy / "evaluations").iterdir()] == ["test-best.json"]
