@@ -13,6 +13,7 @@ from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
 from jaxseg.score import eval_run, score_split
+from jaxseg.windows import places
 
 pytest_plugins = ["tiny_runs"]
 
@@ -48,6 +49,33 @@ def test_odd_and_small_images_are_predicted(predictor, size):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     assert probabilities.min() >= 0
     np.testing.assert_array_equal(predictor(an_image(*size)), probabilities.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [(70, 100), (33, 90), (90, 20)])
+def test_a_large_image_is_predicted_from_windows(predictor, size):
+    image = an_image(*size)
+    padded = np.tile(np.array(predictor._fill, np.uint8), (max(size[0], 32), max(size[1], 32), 1))
+    padded[: size[0], : size[1]] = image
+    sums, counts = np.zeros((*padded.shape[:2], INFO.num_classes)), np.zeros((*padded.shape[:2], 1))
+    for top in places(size[0], 32, 16):
+        for left in places(size[1], 32, 16):
+            window = np.s_[top : top + 32, left : left + 32]
+            sums[window] += predictor(padded[window], probabilities=True)
+            counts[window] += 1
+    due = (sums / np.maximum(counts, 1))[: size[0], : size[1]]
+    found = predictor(image, probabilities=True, window=32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, due, atol=1e-5)
+    preds = predictor(image, window=32)
+    assert preds.dtype == np.uint8
+    np.testing.assert_array_equal(preds, found.argmax(-1))
+
+
+def test_an_image_no_larger_than_the_window_is_seen_whole(predictor):
+    image = an_image(48, 64)
+    np.testing.assert_array_equal(predictor(image, window=64), predictor(image))
+    with pytest.raises(UserError, match="the window is 31 pixels: at least 32 are due, or 0 for the whole image"):
+        predictor(image, window=31)
 
 
 @pytest.mark.parametrize(
