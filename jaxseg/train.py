@@ -38,7 +38,7 @@ from jaxseg.writers import METRICS, Writers, open_writers, print_line, read_metr
 def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
-    Leaves there `config.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `figures/` and `curves.png`.
+    Leaves there `config.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`, `figures/` and `curves.png`.
 
     Raises:
       UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.

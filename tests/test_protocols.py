@@ -307,6 +307,7 @@ def test_sums_of_each_image_are_in_the_order_of_the_images(protocol, batch_size)
     for record in source.records:
         record["labels"][record["labels"] == 2] = 0
     result = score(Two(), protocol, source=source, batch_size=batch_size, per_image=sums_of_c)
+    assert {len(value) for value in result.per_image.values()} == {5}
     for index, record in enumerate(source.records):
         valid = record["labels"] != 255
         p = softmax(network(Two(), record["images"]))[0, ..., 1][valid].astype(np.float64)
