@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.data = data = ConfigDict()
-    data.name = "shapes"  # shapes, camvid or voc
-    data.version = ""  # of the data set, where it has several: voc has 2007, 2012 and 2012_aug
+    data.name = "shapes"  # shapes, camvid, voc, monuseg, loveda, or folder, for images of your own
+    data.version = ""  # of the data set, where it has several, see README; '' for its default
     data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
     data.batch_size = 16  # images a step, over all devices and processes
     data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
@@ -90,7 +90,7 @@ def for_data(family: str, argument: str, default: tuple[str, str]) -> ConfigDict
     0.01 with momentum 0.9 and weight decay 5e-4, poly 0.9, 20,000 steps. It wants a GPU.
     camvid: scale 0.5 to 2, crops of 256, flip, batch 8; Adam 1e-3, a fifth of it for the backbone, poly 0.9; 900 steps,
     which are 20 times the 45 whole batches of the split.
-    shapes: crops of 128, batch 8, Adam 2e-3, poly 0.9, 1,100 steps, as the quickstart.
+    shapes, and any other: crops of 128, batch 8, Adam 2e-3, poly 0.9, 1,100 steps, as the quickstart.
     """
     config = get_config()
     config.model.name = family

@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxseg import protocols
-from jaxseg.data import DATASETS
+from jaxseg.data import DATASETS, DataInfo, data_info
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
@@ -20,6 +20,7 @@ from jaxseg.optim import OPTIMIZERS, SCHEDULES
 from jaxseg.published import DEFINITIONS
 
 FILE = "config.json"
+INFO_FILE = "info.json"
 DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 
 # What may differ when a run goes on: how long, how often it tells, and what no result depends on.
@@ -225,6 +226,35 @@ def _as_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_tuples(item) for key, item in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def read_info(workdir: str | pathlib.Path, config: ConfigDict) -> DataInfo:
+    """The classes of a run, of its `info.json`; of its data set where the run is from before there was such a file.
+
+    Raises:
+      UserError: the file can't be read.
+    """
+    path = pathlib.Path(workdir) / INFO_FILE
+    try:
+        return DataInfo.from_json(path.read_text())
+    except FileNotFoundError:
+        return data_info(config.data.name, config.data.version, config.data.dir)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} can't be read ({error})") from error
+
+
+def check_same_classes(info: DataInfo, workdir: str | pathlib.Path, config: ConfigDict) -> None:
+    """Refuses data whose classes, `info`, are not those that the run in `workdir` was trained with.
+
+    Raises:
+      UserError: names both.
+    """
+    old = read_info(workdir, config).class_names
+    if old != info.class_names:
+        raise UserError(
+            f"{workdir} was trained with the classes {', '.join(old)}; the data has {', '.join(info.class_names)} now: "
+            "give it the data it was trained with, or train in another --workdir"
+        )
 
 
 def _later_fields(written: Mapping[str, Any], defaults: ConfigDict) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
-from jaxseg.data import DataInfo, data_info
+from jaxseg.data import DataInfo
 from jaxseg.errors import UserError
 from jaxseg.process import use_compile_cache
 from jaxseg.state import abstract_variables
@@ -95,7 +95,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
     """
     config = configs.read(workdir)
     configs.validate(config)
-    info = data_info(config.data.name)
+    info = configs.read_info(workdir, config)
     model = configs.build_model(config, info.num_classes)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         kind, step = checkpoints.find(checkpoint)

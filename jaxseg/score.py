@@ -185,6 +185,7 @@ def eval_run(
     mesh = create_mesh()
     check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
     dataset = open_data(config)
+    configs.check_same_classes(dataset.info, workdir, config)
     info, split = dataset.info, split or eval_split(config, dataset)
     model = configs.build_model(config, info.num_classes)
     eval_step = build_eval_step(config, model, mesh, info)

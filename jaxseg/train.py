@@ -38,7 +38,8 @@ from jaxseg.writers import METRICS, Writers, open_writers, print_line, read_metr
 def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
-    Leaves there `config.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`, `figures/` and `curves.png`.
+    Leaves there `config.json`, `info.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`, `figures/` and
+    `curves.png`.
 
     Raises:
       UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.
@@ -46,7 +47,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     """
     workdir = pathlib.Path(workdir)
     configs.validate(config)
-    model = configs.build_model(config, data_info(config.data.name).num_classes)
+    model = configs.build_model(config, data_info(config.data.name, config.data.version, config.data.dir).num_classes)
     weights = None
     if checkpoint.has_any(workdir, "latest"):
         # All is saved there: it goes on without the weights' file.
@@ -65,6 +66,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     # ------------------------------------------------------------------------------------------- data, network, state
     dataset = open_data(config)
     info = dataset.info
+    if checkpoint.has_any(workdir):
+        configs.check_same_classes(info, workdir, config)
     eval_split(config, dataset)
     num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
     schedule = create_schedule(config.optim, num_steps)
@@ -88,7 +91,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
             state, progress = checkpoints.restore(state)
-        _write_config(config, workdir)
+        _write(workdir / configs.FILE, configs.to_json(config))
+        _write(workdir / configs.INFO_FILE, info.to_json())
         writers = stack.enter_context(
             open_writers(
                 workdir,
@@ -327,11 +331,11 @@ def _make_workdir(workdir: pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def _write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _write(path: pathlib.Path, text: str) -> None:
     if jax.process_index() == 0:
-        temporary = workdir / f".{configs.FILE}.{os.getpid()}.tmp"
-        temporary.write_text(configs.to_json(config))
-        os.replace(temporary, workdir / configs.FILE)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """A trained run on images from anywhere, and a run scored again."""
 
+import dataclasses
 import shutil
 
 import cv2
@@ -116,6 +117,22 @@ def test_load_takes_the_best_and_any_other(finished, tiny):
     assert jaxseg.load(finished, checkpoint="latest").step == jaxseg.load(finished, checkpoint="12").step == 12
     with pytest.raises(UserError, match=r"no checkpoint '11' in .*: there are latest \(12\), best \(8\)"):
         jaxseg.load(finished, checkpoint="11")
+
+
+def test_the_classes_are_those_of_the_run_and_need_no_data(finished_copy, tiny):
+    (finished_copy / "info.json").unlink()  # as runs are from before it was written
+    assert jaxseg.load(finished_copy).info is INFO
+    config = finished_copy / "config.json"
+    text = config.read_text().replace(str(tiny.data), "/gone")
+    config.write_text(text.replace('"name": "camvid"', '"name": "folder"'))
+    with pytest.raises(UserError, match=r"the data folder /gone does not exist"):
+        jaxseg.load(finished_copy)
+    info = dataclasses.replace(INFO, name="folder", class_names=("sea", *INFO.class_names[1:]))
+    (finished_copy / "info.json").write_text(info.to_json())
+    assert jaxseg.load(finished_copy).info.class_names[:2] == ("sea", "building")
+    (finished_copy / "info.json").write_text("{}")
+    with pytest.raises(UserError, match=r"info\.json can't be read \(no classes of a data set"):
+        jaxseg.load(finished_copy)
 
 
 def test_best_and_latest_are_different_networks(finished, tiny, predictor):

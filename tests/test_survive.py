@@ -12,7 +12,7 @@ from helpers import TinyBackbone, flags_of, one_error, rows, saved, steps, write
 from PIL import Image
 
 from jaxseg.checkpoint import Checkpoints
-from jaxseg.data.camvid import CamVid
+from jaxseg.data import camvid
 from jaxseg.errors import UserError
 from jaxseg.models import pretrained
 from jaxseg.train import train
@@ -133,7 +133,7 @@ def test_a_workdir_that_may_not_be_written(tiny, tmp_path):
 
 
 def test_class_weights_that_the_data_has_none_of(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(CamVid, "INFO", dataclasses.replace(CamVid.INFO, class_weights=None))
+    monkeypatch.setitem(camvid.INFOS, "11", dataclasses.replace(camvid.INFO, class_weights=None))
     message = refused(tiny.config(loss__class_weights="median_frequency"), tmp_path / "run")
     assert message == "loss.class_weights is median_frequency, but camvid has no class weights: leave it ''"
 

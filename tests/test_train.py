@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps
 
+import jaxseg
 from jaxseg import checkpoint, score
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
+from jaxseg.score import eval_run
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -54,6 +57,10 @@ def test_a_run_writes_its_config(finished, workplace):
     due = json.loads(json.dumps(workplace.config().to_dict()))  # tuples become lists
     due["data"] |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # left open in the config
     assert json.loads((finished / "config.json").read_text()) == due
+
+
+def test_a_run_writes_its_classes(finished):
+    assert (finished / "info.json").read_text() == data_info("camvid").to_json()
 
 
 def test_rows_of_training_come_when_due_with_all_their_values(finished):
@@ -108,7 +115,7 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "evaluations", "events", "figures", "metrics.jsonl")
+        *("checkpoints", "config.json", "curves.png", "evaluations", "events", "figures", "info.json", "metrics.jsonl")
     ]
 
 
@@ -266,6 +273,32 @@ def test_another_run_is_refused_and_nothing_changes(fields, message, finished_co
     with pytest.raises(UserError, match=message):
         train(config, finished_copy, log=lambda line: None)
     assert contents(finished_copy) == before
+
+
+def test_images_of_ones_own(tiny, tmp_path, capfd):
+    """A folder with two classes and a name for each: trained, scored and used."""
+    source = tiny.data / "train"
+    for kind, files in (("images", source), ("masks", source.with_name("trainannot"))):
+        shutil.copytree(files, tmp_path / "mine" / kind)
+    (tmp_path / "mine" / "classes.yaml").write_text("names: {0: left, 1: middle, 2: right}\nignore: 11")
+    config = tiny.config(data__name="folder", data__dir=str(tmp_path / "mine"), train__num_steps=2)
+    train(config, tmp_path / "run", log=lambda line: None)
+    assert "8 pairs of image and mask: train 6, val 2 (divided 80/20 by seed 42)" in capfd.readouterr().err
+    assert {"val/iou/left", "val/iou/right", "val/mean_iou"} <= eval_run(tmp_path / "run", log=lambda line: None).keys()
+    shutil.rmtree(tmp_path / "mine")
+    assert jaxseg.load(tmp_path / "run").info.class_names == ("left", "middle", "right")
+
+
+def test_data_with_other_classes_is_refused(finished_copy, tiny):
+    info = finished_copy / "info.json"
+    info.write_text(info.read_text().replace('"sky"', '"ceiling"'))
+    before = info.read_text()
+    message = r"run was trained with the classes ceiling, building, .*; the data has sky, building, .* now: give it"
+    with pytest.raises(UserError, match=message):
+        train(tiny.config(), finished_copy, log=lambda line: None)
+    with pytest.raises(UserError, match=message):
+        eval_run(finished_copy)
+    assert info.read_text() == before
 
 
 def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypatch):

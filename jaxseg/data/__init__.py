@@ -18,6 +18,9 @@ DATASETS = {
     "shapes": "jaxseg.data.shapes:Shapes",
     "voc": "jaxseg.data.voc:Voc",
     "camvid": "jaxseg.data.camvid:CamVid",
+    "monuseg": "jaxseg.data.monuseg:MoNuSeg",
+    "loveda": "jaxseg.data.loveda:LoveDA",
+    "folder": "jaxseg.data.folder:Folder",
 }
 
 
@@ -71,13 +74,14 @@ def _recipe(name: str):
     return getattr(importlib.import_module(module), attribute)
 
 
-def data_info(name: str) -> DataInfo:
-    """The classes of a data set, without its files.
+def data_info(name: str, version: str = "", directory: str = "") -> DataInfo:
+    """The classes of a data set; of `folder` from its files, of all others without them.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set, or its classes depend on a version that there is not, or on files that are
+        not as they should be.
     """
-    return _recipe(name).INFO
+    return _recipe(name).info_of(version, directory)
 
 
 def open_dataset(name: str, *, directory: str = "", version: str = "", progress: bool = True) -> Dataset:
@@ -102,4 +106,4 @@ def open_dataset(name: str, *, directory: str = "", version: str = "", progress:
     missing = [split for split in (recipe.train_split, recipe.eval_split) if split not in lengths]
     if missing:
         raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}.")
-    return Dataset(recipe.INFO, path, lengths, recipe.train_split, recipe.eval_split)
+    return Dataset(recipe.info, path, lengths, recipe.train_split, recipe.eval_split)

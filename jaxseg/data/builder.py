@@ -22,7 +22,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from jaxseg.data.progress import bar, counted, say
-from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_labels
+from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_png
 from jaxseg.data.source import decode_image
 from jaxseg.errors import UserError
 
@@ -74,7 +74,7 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, bytes, bytes, tuple[int, int]]]:
     def read(item):
         name, image, labels = recipe.read(item)
-        check_labels(labels, recipe.INFO, str(getattr(item, "labels", name)))
+        check_labels(labels, recipe.info, str(getattr(item, "labels", name)))
         try:
             size = decode_image(image).shape[:2]
             if size != labels.shape:
@@ -83,7 +83,7 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, byt
                 )
         except ValueError as error:
             raise UserError(f"cannot use {getattr(item, 'image', name)}: {error}; save it anew.") from error
-        return name, image, encode_labels(labels), size
+        return name, image, encode_png(labels), size
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         todo = iter(items)
@@ -142,7 +142,8 @@ def _write(recipe: Recipe, root: Path, path: Path, progress: bool) -> None:
 def _same_origin(recipe: Recipe, path: Path) -> Path | None:
     for notes in path.parent.parent.glob(f"{recipe.key}-*/{path.name}/metadata.json"):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(notes.read_text()).get("origin") == recipe.origin:
+            noted = json.loads(notes.read_text())
+            if (noted.get("key"), noted.get("origin")) == (recipe.key, recipe.origin):
                 return notes.parent
     return None
 

@@ -1,5 +1,6 @@
-"""CamVid in the layout of the SegNet tutorial: 367 / 101 / 233 street scenes of 360x480, eleven classes."""
+"""CamVid in the layout of the SegNet tutorial: 367 / 101 / 233 street scenes of 360x480, eleven classes and void."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxseg.data.recipe import (
     read_list,
 )
 from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
 
 _VOID = 11
 
@@ -54,25 +56,38 @@ INFO = DataInfo(
     class_weights=(0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
 )
 
+INFOS = {
+    "11": INFO,
+    # As tables have it that train and score void with the rest; the published weights are of the eleven.
+    "12": replace(
+        INFO,
+        class_names=(*INFO.class_names, "void"),
+        palette=np.concatenate([INFO.palette, np.zeros((1, 3), np.uint8)]),
+        class_weights=None,
+    ),
+}
+
 
 class CamVid(FolderRecipe):
-    """`train`, `val` and, where it is there, `test`.
+    """`train`, `val` and, where it is there, `test`. Version '11' (the default) ignores void, in '12' it is a class.
 
     A split is `<split>/<stem>.jpg|png` with `<split>annot/<stem>.png`, eight-bit masks in which 11 is void. Where
     there is `<split>.txt` it names the images and their order: stems, file names or the SegNet tutorial's own lines of
     two paths.
 
     Raises:
-      UserError: no folder, a split or a file is missing, or a list is empty.
+      UserError: an unknown version, no folder, a split or a file is missing, or a list is empty.
     """
 
-    INFO = INFO
+    @classmethod
+    def info_of(cls, version: str, directory: str) -> DataInfo:
+        """See `Recipe.info_of`."""
+        return lookup(INFOS, version or "11", "version of camvid")
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True):
-        if version:
-            raise UserError(f"camvid has no version '{version}': leave config.data.version empty.")
+        self.info = self.info_of(version, directory)
         folder = _find(directory)
-        self.key, self.origin = "camvid", str(folder)
+        self.key, self.origin = "camvid-12" if version == "12" else "camvid", str(folder)
         self._splits, files = {}, []
         for split in ("train", "val", "test"):
             listing = folder / f"{split}.txt"
@@ -99,7 +114,9 @@ class CamVid(FolderRecipe):
     def read(self, item):
         """See `Recipe.read`."""
         name, image, labels = super().read(item)
-        return name, image, np.where(labels == _VOID, np.uint8(INFO.ignore_label), labels)
+        if self.info.num_classes == _VOID:
+            labels = np.where(labels == _VOID, np.uint8(INFO.ignore_label), labels)
+        return name, image, labels
 
 
 def _find(directory: str) -> Path:

@@ -1,6 +1,7 @@
 """What is known of a data set without opening it: names, colours, weights. Needs numpy alone."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -31,6 +32,27 @@ class DataInfo:
     def num_classes(self) -> int:
         """The number of classes, the void label not counted."""
         return len(self.class_names)
+
+    def to_json(self) -> str:
+        """All of it as text, for `from_json`."""
+        return json.dumps({**asdict(self), "palette": self.palette.tolist()}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "DataInfo":
+        """What `to_json` wrote.
+
+        Raises:
+          ValueError: it is no such text.
+        """
+        try:
+            fields = json.loads(text)
+            fields["class_names"] = tuple(fields["class_names"])
+            fields["palette"] = np.array(fields["palette"], np.uint8).reshape(len(fields["class_names"]), 3)
+            if fields["class_weights"] is not None:
+                fields["class_weights"] = tuple(fields["class_weights"])
+            return cls(**fields)
+        except (TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"no classes of a data set: {error!r}") from error
 
 
 def colourise(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

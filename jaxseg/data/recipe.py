@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -16,20 +16,24 @@ from jaxseg.data.info import DataInfo
 from jaxseg.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+TIFF_SUFFIXES = (".tif", ".tiff")
+LABEL_MODES = ("P", "L", "1")  # Pillow's modes of images that hold a label per pixel
+
+T = TypeVar("T")
 
 
 class Recipe:
     """A data set before it is prepared; one subclass per data set.
 
     Attributes:
-      INFO: names and colours, readable without an instance.
+      info: names and colours; where the version or the folder decide on them, an instance's own.
       train_split, eval_split: the splits that are trained and scored on.
       key: names the prepared folder: the data set and its version.
       origin: where the data comes from, for messages.
       fingerprint: changes when what is to be prepared changes.
     """
 
-    INFO: ClassVar[DataInfo]
+    info: DataInfo
     train_split = "train"
     eval_split = "val"
     key: str
@@ -38,6 +42,15 @@ class Recipe:
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True):
         raise NotImplementedError
+
+    @classmethod
+    def info_of(cls, version: str, directory: str) -> DataInfo:
+        """Names and colours of a version; no file is read for it unless a data set has its classes from files.
+
+        Raises:
+          UserError: they depend on a version that there is not, or on files that are not as they should be.
+        """
+        return cls.info
 
     def splits(self) -> Mapping[str, Sequence[Any]]:
         """The items of every split; called only where the data has to be prepared."""
@@ -83,14 +96,25 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of an image file and its (height, width).
+    """The bytes of a JPEG or PNG file, or a TIFF file's pixels as PNG, and its (height, width).
 
     The whole image is decoded to be sure of it: OpenCV fills up a truncated JPEG without a word.
 
     Raises:
-      UserError: the file cannot be read, is broken, or is neither JPEG nor PNG.
+      UserError: the file cannot be read, is broken, or is neither JPEG, PNG nor TIFF.
     """
     data = _read_bytes(path)
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        # Pillow knows fewer kinds of it, none of 16-bit colours among them. What OpenCV would write to standard error
+        # about a broken file our own error says.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is None:
+            raise UserError(
+                f"cannot decode {path}; the TIFF file is broken, cut short or of more than 16 bits a channel: get it "
+                "anew or save it as PNG."
+            )
+        return encode_png(pixels), pixels.shape[:2]
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -98,33 +122,41 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
     except Exception as error:
         raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
     if kind not in ("JPEG", "PNG"):
-        raise UserError(f"{path} is a {kind} file; images must be JPEG or PNG.")
+        raise UserError(f"{path} is a {kind} file; images must be JPEG, PNG or TIFF.")
     return data, (height, width)
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """The label of every pixel, uint8 [H, W], from an 8-bit grey or palette image or SBD's `.mat` file.
+    """The label of every pixel, uint8 [H, W], from a grey or palette image of up to 8 bits or SBD's `.mat` file.
 
     Raises:
       UserError: the file cannot be read, is broken, or holds colours instead of labels.
     """
-    data = _read_bytes(path)
     if path.suffix == ".mat":
-        return _read_sbd(path, data)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            mode = image.mode
-            # In mode P these are the palette's indices, which OpenCV would turn into colours.
-            labels = np.array(image)
-    except Exception as error:
-        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
-    if mode not in ("P", "L"):
+        return _read_sbd(path, _read_bytes(path))
+    mode, labels = read_pixels(path)
+    if mode not in LABEL_MODES:
         raise UserError(
             f"{path} is an image of mode {mode}; a mask holds one class index per pixel: an 8-bit grey or palette PNG "
             "(mode L or P). Turn the colours into class indices first."
         )
-    return labels
+    return labels.astype(np.uint8, copy=False)
+
+
+def read_pixels(path: Path) -> tuple[str, np.ndarray]:
+    """Pillow's mode of an image file and its pixels as they lie in it: of mode P the indices, of mode 1 booleans.
+
+    Raises:
+      UserError: the file cannot be read or is broken.
+    """
+    data = _read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            # OpenCV would turn the indices of mode P into colours.
+            return image.mode, np.array(image)
+    except Exception as error:
+        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
 
 
 def _read_sbd(path: Path, data: bytes) -> np.ndarray:
@@ -150,9 +182,20 @@ def check_labels(labels: np.ndarray, info: DataInfo, what: str) -> None:
         )
 
 
-def encode_labels(labels: np.ndarray) -> bytes:
-    """Labels uint8 [H, W] as a grey PNG."""
-    return cv2.imencode(".png", labels)[1].tobytes()
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Labels, uint8 [H, W], or a BGR image, uint8 [H, W, 3], as PNG."""
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def divide(items: Sequence[T], counts: Sequence[int], seed: int = 42) -> list[list[T]]:
+    """As many of `items` as `counts` say, drawn by chance, part after part; each part is in the order of `items`.
+
+    With counts of (test, train) these are the parts of scikit-learn's `train_test_split`. NumPy keeps this generator's
+    numbers for good, those of `default_rng` it may change.
+    """
+    order = np.random.RandomState(seed).permutation(len(items))
+    ends = np.cumsum(counts)
+    return [[items[i] for i in np.sort(order[end - count : end])] for end, count in zip(ends, counts, strict=True)]
 
 
 def read_list(path: Path) -> list[str]:
@@ -215,7 +258,10 @@ def fingerprint_of(root: Path, files: Iterable[Path]) -> str:
     """A hash of the names, sizes and modification times of `files`, names taken relative to `root`."""
     rows = []
     for path in set(files):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
         rows.append(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:12]
 

@@ -20,7 +20,7 @@ class Shapes(Recipe):
       UserError: a folder or a version is given.
     """
 
-    INFO = INFO
+    info = INFO
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True):
         if directory:

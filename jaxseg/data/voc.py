@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from jaxseg.data.fetch import Archive, unpacked
@@ -13,6 +14,7 @@ from jaxseg.data.recipe import (
     Pair,
     by_stem,
     data_root,
+    divide,
     fingerprint_of,
     folder_of,
     pair_up,
@@ -87,6 +89,8 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
     ),
     "2012": (_VOC2012,),
     "2012_aug": (_VOC2012, _SBD),
+    "2012_resplit": (_VOC2012,),
+    "2012_project_d": (_VOC2012,),
 }
 
 # The splits of every version and the images that the official archives have in them.
@@ -94,13 +98,23 @@ SPLITS: dict[str, dict[str, int]] = {
     "2007": {"train": 209, "val": 213, "test": 210},
     "2012": {"train": 1464, "val": 1449, "trainval": 2913},
     "2012_aug": {"trainaug": 10582, "val": 1449},
+    "2012_resplit": {"train": 2164, "val": 449, "test": 300},
+    "2012_project_d": {"train": 50, "val": 20},
 }
 
 _LISTS = {"trainaug": ("trainaug.txt", "train_aug.txt")}
 
 
 class Voc(FolderRecipe):
-    """Version '2007', '2012' (the default) or '2012_aug', which trains on `trainaug`.
+    """Version '2007', '2012' (the default), '2012_aug', which trains on `trainaug`, '2012_resplit' or '2012_project_d'.
+
+    '2012_resplit' deals `trainval` out anew, shuffled by seed 42: 2,164 images to train on, 449 for `val`, 300 for
+    `test`; a folder with fewer images keeps these proportions, and `origin` says so. It is for comparison with figures
+    that were had so: the official `val` is half of it, so its scores are no scores on VOC's `val`.
+
+    '2012_project_d' repeats a published mistake: of 2012 the first 50 images of `train` and 20 of `val`, and masks
+    read as greys, not as indices, and clipped to 20. So background stays 0 and boat and cat become 15 and 19, but all
+    other classes and the border are 20.
 
     With a folder, which is or contains `VOCdevkit/VOC<year>`, the lists and masks in it are used: `SegmentationClass`,
     for '2012_aug' `SegmentationClassAug`. Without one the official archives are fetched. In '2012_aug' VOC's own mask
@@ -111,7 +125,7 @@ class Voc(FolderRecipe):
       UserError: an unknown version, no such folder, or lists, images or masks that are missing.
     """
 
-    INFO = INFO
+    info = INFO
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True):
         version = version or "2012"
@@ -122,7 +136,18 @@ class Voc(FolderRecipe):
         if directory:
             folder = _find(directory, version)
             self.origin = str(folder)
-            self._splits, lists = _listed(folder, version, tuple(self._counts))
+            if version == "2012_resplit":
+                listed, lists = _listed(folder, version, ("trainval",))
+                self._splits = _resplit(listed["trainval"], lists[0])
+                counts = {split: len(pairs) for split, pairs in self._splits.items()}
+                if counts != self._counts:
+                    self.origin += (
+                        f" ({len(listed['trainval'])} images of trainval instead of 2913, in its proportions)"
+                    )
+            else:
+                self._splits, lists = _listed(folder, version, tuple(self._counts))
+                if version == "2012_project_d":
+                    self._splits = _firsts(self._splits)
             files = {path for pairs in self._splits.values() for pair in pairs for path in (pair.image, pair.labels)}
             self.fingerprint = fingerprint_of(folder, files | set(lists))
         else:
@@ -136,6 +161,18 @@ class Voc(FolderRecipe):
         if self._splits is None:
             self._splits = _official(self._version, self._progress)
         return self._splits
+
+    def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
+        """See `Recipe.read`."""
+        name, image, labels = super().read(item)
+        return name, image, _AS_GREYS[labels] if self._version == "2012_project_d" else labels
+
+
+_AS_GREYS = np.minimum(cv2.cvtColor(voc_palette(256)[None], cv2.COLOR_RGB2GRAY)[0], 20)
+
+
+def _firsts(splits: Mapping[str, list[Pair]]) -> dict[str, list[Pair]]:
+    return {split: splits[split][:count] for split, count in SPLITS["2012_project_d"].items()}
 
 
 def _find(directory: str, version: str) -> Path:
@@ -154,7 +191,7 @@ def _listed(folder: Path, version: str, wanted: Sequence[str]) -> tuple[dict[str
     masks_in = folder / ("SegmentationClassAug" if version == "2012_aug" else "SegmentationClass")
     images, masks = by_stem(folder / "JPEGImages", (".jpg", ".jpeg")), by_stem(masks_in, (".png",))
     due = f"Images are due in {folder / 'JPEGImages'}, masks in {masks_in}."
-    needed = (wanted[0], "val")
+    needed = (wanted[0], "val") if "val" in wanted else wanted
     splits, used = {}, []
     for split in wanted:
         names = _LISTS.get(split, (f"{split}.txt",))
@@ -167,6 +204,16 @@ def _listed(folder: Path, version: str, wanted: Sequence[str]) -> tuple[dict[str
     return splits, used
 
 
+def _resplit(pairs: Sequence[Pair], listing: Path) -> dict[str, list[Pair]]:
+    due = SPLITS["2012_resplit"]
+    train, val = (round(due[split] * len(pairs) / sum(due.values())) for split in ("train", "val"))
+    parts = divide(pairs, (train, val, len(pairs) - train - val))
+    splits = dict(zip(("train", "val", "test"), parts, strict=True))
+    if not all(splits.values()):
+        raise UserError(f"{listing} has {len(pairs)} images: too few to divide into {', '.join(splits)}.")
+    return splits
+
+
 def _official(version: str, progress: bool) -> dict[str, list[Pair]]:
     folder = data_root() / "downloads" / "voc"
     otherwise = "Or pass a VOCdevkit that you have with --config.data.dir=FOLDER."
@@ -174,8 +221,13 @@ def _official(version: str, progress: bool) -> dict[str, list[Pair]]:
     homes = [place / "VOCdevkit" / f"VOC{version[:4]}" for place in places]
     if version == "2007":
         splits = _listed(homes[0], version, ("train", "val"))[0] | _official_test(homes[1])
+    elif version == "2012_project_d":
+        return _firsts(_listed(homes[0], version, tuple(SPLITS[version]))[0])
     elif version == "2012":
         splits = _listed(homes[0], version, tuple(SPLITS[version]))[0]
+    elif version == "2012_resplit":
+        listed, lists = _listed(homes[0], version, ("trainval",))
+        splits = _resplit(listed["trainval"], lists[0])
     else:
         splits = _augmented(homes[0], places[1] / "benchmark_RELEASE" / "dataset")
     for split, due in SPLITS[version].items():

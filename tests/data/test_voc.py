@@ -203,16 +203,55 @@ def test_an_archive_cannot_write_outside(official, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("out"))
 
 
+def test_resplit_deals_trainval_out_by_seed(tmp_path, capfd):
+    home, names = tmp_path / "VOC2012", [chr(97 + i) for i in range(20)]
+    write_voc(home, "".join(names), 7, trainval=names)
+    data = open_dataset("voc", directory=str(home), version="2012_resplit")
+    assert data.lengths == {"train": 15, "val": 3, "test": 2}  # 14.9, 3.1 and 2.1 of 20
+    order = np.random.RandomState(42).permutation(20)
+    assert ids(data, "train") == [names[i] for i in sorted(order[:15])]
+    assert ids(data, "val") == [names[i] for i in sorted(order[15:18])]
+    assert sorted(name for split in data.splits for name in ids(data, split)) == names
+    assert "(20 images of trainval instead of 2913, in its proportions)" in capfd.readouterr().err
+    write_lists(home, trainval=names[:2])
+    with pytest.raises(UserError, match=r"trainval\.txt has 2 images: too few to divide into train, val, test"):
+        open_dataset("voc", directory=str(home), version="2012_resplit", progress=False)
+    (home / "ImageSets" / "Segmentation" / "trainval.txt").unlink()
+    with pytest.raises(UserError, match=r"no trainval\.txt, the list of the split 'trainval'"):
+        open_dataset("voc", directory=str(home), version="2012_resplit", progress=False)
+
+
+def test_the_official_trainval_has_the_published_lengths():
+    parts = voc._resplit(range(2913), Path("trainval.txt"))
+    assert {split: len(pairs) for split, pairs in parts.items()} == voc.SPLITS["2012_resplit"]
+
+
 @pytest.mark.parametrize(
     ("version", "lengths"),
-    [("2012", {"train": 46, "val": 54, "trainval": 100}), ("2012_aug", {"trainaug": 46, "val": 54})],
+    [
+        ("2012", {"train": 46, "val": 54, "trainval": 100}),
+        ("2012_aug", {"trainaug": 46, "val": 54}),
+        ("2012_resplit", {"train": 74, "val": 15, "test": 11}),
+    ],
 )
 def test_the_real_subset(real, version, lengths):
     data = open_dataset("voc", directory=str(real("voc_subset")), version=version, progress=False)
     assert data.lengths == lengths
     counts = np.zeros(256, np.int64)
-    for split in (data.train_split, data.eval_split):
+    for split in {*data.splits} - {"trainval"}:
         for record, size in zip(data.source(split), data.sizes(split), strict=True):
             assert record["images"].shape == (*size, 3) and record["labels"].shape == tuple(size)
             counts += np.bincount(record["labels"].ravel(), minlength=256)
     assert [*counts[:21], counts[255]] == PIXELS and counts.sum() == sum(PIXELS)
+
+
+def test_the_masks_of_project_d_are_greys(real):
+    data = open_dataset("voc", directory=str(real("voc_subset")), version="2012_project_d", progress=False)
+    right = open_dataset("voc", directory=str(real("voc_subset")), version="2012", progress=False)
+    assert data.lengths == {"train": 46, "val": 20}  # the list of the subset is shorter than 50
+    due = np.full(256, 20)
+    due[[0, 4, 8]] = 0, 15, 19
+    for split in data.splits:
+        for i, record in enumerate(data.source(split)):
+            assert record["id"] == right.source(split)[i]["id"]
+            np.testing.assert_array_equal(record["labels"], due[right.source(split)[i]["labels"]])

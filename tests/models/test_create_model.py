@@ -16,7 +16,7 @@ from jaxseg.models.backbones import BACKBONES
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
 ARGUMENTS = {
-    "deeplab": ["", "camvid", "mobilenet_v2", *(f"{b},{d}" for b in BACKBONES for d in DATASETS)],
+    "deeplab": ["", "mobilenet_v2", *(f"{b},shapes" for b in BACKBONES), *DATASETS],
     "deeplabv3": ["", "mobilenet_v2,camvid"],
     "fcn": ["", "camvid", *(f"{b},shapes" for b in BACKBONES)],
     "fpn": ["", "mobilenet_v2,camvid"],
@@ -74,7 +74,8 @@ def test_the_fields_arrive():
 def test_every_config_builds_its_network(name, argument):
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config() if argument is None else get_config(argument)
-    num_classes = data_info(config.data.name).num_classes
+    # A folder's classes are its own affair.
+    num_classes = 2 if config.data.name == "folder" else data_info(config.data.name).num_classes
     model = build_model(config, num_classes)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)

@@ -1,0 +1,104 @@
+"""`folder`: any folder of images and masks. What is in one: `python -m jaxseg.data.folder DIR`.
+
+An image and a mask belong together by their names without suffix, in one of three layouts:
+
+    DIR/images, DIR/masks                      divided 80/20 by seed 42 into train and val
+    DIR/train/images, DIR/train/masks, ...     train, val, test; without val, train is divided so
+    DIR/images/train, DIR/masks/train, ...     likewise
+
+Images are JPEG, PNG or TIFF, grey or colour. Of 16 bits the upper eight are taken, value // 256 (in a colour TIFF
+value / 257, rounded), as `predict` takes them: an image that uses the lower bits alone is nearly black and has to be
+scaled up before. Masks are PNG:
+
+- class indices, of mode 1, L or P;
+- 0 and 255 in all masks, unless classes.yaml says which label is ignored: 255 is then class 1;
+- colours, with the table of `DIR/classes.yaml`.
+
+classes.yaml; every line may be left out, and the file:
+
+    names: [background, cat, dog]                    # in the order of the labels; or {1: cat, 2: dog}, by label
+    colours: {background: [0, 0, 0], cat: [255, 0, 0], dog: [0, 0, 255]}   # RGB, of masks and of pictures
+    ignore: 255                                      # the label, or the colour, of pixels that count nowhere
+
+Without names there are as many classes as the largest label says, class_0, class_1, ...
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from jaxseg.data.info import DataInfo
+from jaxseg.data.look import look, read_values
+from jaxseg.data.progress import say
+from jaxseg.data.recipe import Pair, Recipe, read_image
+from jaxseg.errors import UserError
+
+
+class Folder(Recipe):
+    """A folder of images and masks, see the module's text. It says what it found before anything is prepared.
+
+    Version 'leave_out' goes on without the files that have no partner or can't be read; '' refuses to.
+
+    Raises:
+      UserError: no folder, another layout, a classes.yaml or values in masks that are not as they should be, files
+        without a partner or broken, or too few pairs.
+    """
+
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+        if version not in ("", "leave_out"):
+            raise UserError(
+                f"folder has no version '{version}': leave config.data.version empty, or say leave_out to go on "
+                "without the files that can't be used."
+            )
+        found = look(directory)
+        say(found.describe(), progress)
+        if found.faults and not version:
+            more = f" and {len(found.faults) - 3} more" if len(found.faults) > 3 else ""
+            raise UserError(
+                f"{len(found.faults)} files of {found.folder} can't be used: {'; '.join(found.faults[:3])}{more}. Mend "
+                "that, or leave them out with --config.data.version=leave_out."
+            )
+        found.check()
+        self.info = found.classes.info
+        self._found = found
+        self.key, self.origin = f"folder-{version}" if version else "folder", str(found.folder)
+        self.fingerprint = found.fingerprint
+
+    @classmethod
+    def info_of(cls, version: str, directory: str) -> DataInfo:
+        """See `Recipe.info_of`."""
+        return look(directory).classes.info
+
+    def splits(self) -> dict[str, list[Pair]]:
+        """See `Recipe.splits`."""
+        return self._found.splits
+
+    def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
+        """See `Recipe.read`."""
+        return item.id, read_image(item.image)[0], self._found.classes.labels_of(read_values(item.labels))
+
+
+def report(directory: str) -> str:
+    """What is in a folder: pairs, sizes, class frequencies, files that can't be used.
+
+    Raises:
+      UserError: see `look`.
+    """
+    return look(directory).describe()
+
+
+def main() -> None:
+    """The command; a mistake of the user's ends in one message and status 1."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxseg.data.folder", description="What is in a folder of images and masks."
+    )
+    parser.add_argument("directory")
+    try:
+        print(report(parser.parse_args().directory))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""MoNuSeg: nuclei in H&E-stained tissue, 30 training and 14 test images of 1000x1000 (Kumar et al. 2017, 2020).
+
+Two layouts: the challenge's folders, `MoNuSeg 2018 Training Data` with `Tissue Images` and `Annotations`, and
+`MoNuSegTestData`; or `train` and `test`, each with `images`, `annotations` and `masks`. Images are JPEG, PNG or TIFF.
+Labels are drawn from ImageScope's XML of the image's name, or read from its ready PNG mask (nonzero: nucleus) where
+there is none; a nucleus ends where `polygons.draw` says, which is where it ends in the usual ready masks.
+
+Versions, several parted by commas:
+
+- '': the images are divided, 90/10, shuffled by seed 42: what is scored comes of images that were not trained on.
+- 'by_patch': the patches are, as published by some: they overlap by half, so `val` has pixels that were trained on.
+- 'full_polygons': polygons with their rim, by cv2.fillPoly, as many projects draw their test masks. Ready masks stay as
+  they are, so that one data set may have masks of two conventions; it is said how many.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from jaxseg.data.info import DataInfo
+from jaxseg.data.polygons import draw, read_polygons
+from jaxseg.data.progress import say
+from jaxseg.data.recipe import (
+    IMAGE_SUFFIXES,
+    TIFF_SUFFIXES,
+    Pair,
+    Recipe,
+    by_stem,
+    divide,
+    encode_png,
+    fingerprint_of,
+    folder_of,
+    read_image,
+    read_labels,
+)
+from jaxseg.data.source import decode_image
+from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
+
+T = TypeVar("T")
+
+PATCH, STRIDE = 256, 128  # 36 patches of an image of 1000x1000; its last 104 rows and columns are in none
+
+INFO = DataInfo(
+    name="monuseg",
+    class_names=("background", "nucleus"),
+    palette=np.array([[235, 225, 235], [70, 30, 140]], np.uint8),
+)
+
+_VERSIONS = {"by_patch": True, "full_polygons": True}
+_HOMES = {"train": ("train", "MoNuSeg 2018 Training Data"), "test": ("test", "MoNuSegTestData")}
+
+
+@dataclass(frozen=True)
+class Part(Pair):
+    """An image, or the patch of it whose upper left corner is `top`, `left`."""
+
+    top: int = -1
+    left: int = -1
+
+
+class MoNuSeg(Recipe):
+    """Patches of 256x256 every 128 pixels in `train`, `val`, `test`; whole images in `train_images` and the like.
+
+    By patch there are no `val_images`: every image has patches in `train`.
+
+    Raises:
+      UserError: an unknown version, no folder, no images, or an image without annotation and mask.
+    """
+
+    info = INFO
+
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+        words = sorted({word.strip() for word in version.split(",") if word.strip()})
+        for word in words:
+            lookup(_VERSIONS, word, "version of monuseg")
+        self._by_patch, self._full, self._progress = "by_patch" in words, "full_polygons" in words, progress
+        if not directory:
+            raise UserError(
+                "monuseg is not fetched by itself: take the training and test data of the challenge "
+                "(https://monuseg.grand-challenge.org) and pass the folder with both by --config.data.dir=FOLDER."
+            )
+        folder = folder_of(directory)
+        self._images = {split: _images(folder, split) for split in _HOMES}
+        files = {file for pairs in self._images.values() for pair in pairs for file in (pair.image, pair.labels)}
+        self.key, self.origin = "-".join(["monuseg", *words]), str(folder)
+        self.fingerprint = fingerprint_of(folder, files)
+        self._splits, self._lock, self._read = None, threading.Lock(), {}
+
+    def splits(self) -> dict[str, Sequence[Part]]:
+        """See `Recipe.splits`."""
+        if self._splits is None:
+            self._splits = self._divide()
+        return self._splits
+
+    def _divide(self) -> dict[str, list[Part]]:
+        train, test = self._images["train"], self._images["test"]
+        if len(train) < 2:
+            raise UserError(f"{self.origin} has one training image: at least two are due, to train on and to score on.")
+        ready = [pair for pair in (*train, *test) if pair.labels.suffix.lower() == ".png"]
+        if self._full and ready:
+            say(
+                f"{len(ready)} of {len(train) + len(test)} masks are ready ones, without the polygons' rim",
+                self._progress,
+            )
+        if self._by_patch:
+            held_out, kept = _tenth(self._patches(train))
+            parts = {"train": kept, "val": held_out}
+            parts["train_images"] = [Part(**vars(pair)) for pair in train]
+        else:
+            held_out, kept = _tenth(train)
+            parts = {"train": self._patches(kept), "val": self._patches(held_out)}
+            parts["train_images"] = [Part(**vars(pair)) for pair in kept]
+            parts["val_images"] = [Part(**vars(pair)) for pair in held_out]
+        parts["test"] = self._patches(test)
+        parts["test_images"] = [Part(**vars(pair)) for pair in test]
+        return parts
+
+    def _patches(self, pairs: Sequence[Pair]) -> list[Part]:
+        patches = []
+        for pair in pairs:
+            _, (height, width) = read_image(pair.image)
+            if min(height, width) < PATCH:
+                raise UserError(
+                    f"{pair.image} is {height}x{width}: at least {PATCH}x{PATCH} are due, the size of a patch."
+                )
+            tops, lefts = range(0, height - PATCH + 1, STRIDE), range(0, width - PATCH + 1, STRIDE)
+            patches += [Part(**vars(pair), top=top, left=left) for top in tops for left in lefts]
+        return patches
+
+    def read(self, item: Part) -> tuple[str, bytes, np.ndarray]:
+        """See `Recipe.read`; the id of a patch is `<image>_y<top>_x<left>`."""
+        # The patches of an image come one after the other, from several threads: it is read once.
+        with self._lock:
+            if item.image not in self._read:
+                self._read[item.image] = self._whole(item)
+            data, image, labels = self._read[item.image]
+        if item.top < 0:
+            return item.id, data, labels
+        window = np.s_[item.top : item.top + PATCH, item.left : item.left + PATCH]
+        patch = encode_png(cv2.cvtColor(image[window], cv2.COLOR_RGB2BGR))
+        return f"{item.id}_y{item.top}_x{item.left}", patch, np.ascontiguousarray(labels[window])
+
+    def _whole(self, pair: Pair) -> tuple[bytes, np.ndarray, np.ndarray]:
+        data, size = read_image(pair.image)
+        if pair.labels.suffix.lower() == ".xml":
+            polygons, notes = read_polygons(pair.labels, size)
+            for note in notes:
+                say(f"{pair.labels}: {note}", self._progress)
+            labels = draw(polygons, size, full=self._full)
+        else:
+            labels = (read_labels(pair.labels) > 0).astype(np.uint8)
+            if labels.shape != size:
+                raise UserError(
+                    f"{pair.labels} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {pair.image} "
+                    f"is {size[0]}x{size[1]}: a mask must have its image's size; make the mask anew."
+                )
+        return data, decode_image(data), labels
+
+
+def _tenth(items: Sequence[T]) -> list[list[T]]:
+    count = -(-len(items) // 10)
+    return divide(items, (count, len(items) - count))
+
+
+def _images(folder: Path, split: str) -> list[Pair]:
+    homes = [place / name for place in (folder, folder / "MoNuSeg") for name in _HOMES[split]]
+    homes += [home / home.name for home in homes]  # as some archives unpack
+    for home in homes:
+        images = {}
+        for place in ("images", "Tissue Images", ""):
+            images = images or by_stem(home / place, (*IMAGE_SUFFIXES, *TIFF_SUFFIXES))
+        if images:
+            break
+    else:
+        raise UserError(
+            f"{folder} has no images of the split '{split}': they are due in {' or '.join(_HOMES[split])}, in a folder "
+            "'images' or 'Tissue Images' there. Pass the folder that has both splits with --config.data.dir=FOLDER."
+        )
+    drawn, ready = {}, by_stem(home / "masks", (".png",))
+    for place in ("annotations", "Annotations", ""):
+        drawn = drawn or by_stem(home / place, (".xml",))
+    labels = ready | drawn
+    missing = [images[stem] for stem in images if stem not in labels]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(images)} images of {home} have neither an annotation nor a mask, {missing[0]} "
+            f"among them: {missing[0].stem}.xml is due in 'annotations' or {missing[0].stem}.png in 'masks'."
+        )
+    return [Pair(stem, images[stem], labels[stem]) for stem in images]

@@ -1,0 +1,342 @@
+"""Any folder of images and masks: its layouts, its kinds of masks, the report, and what is refused."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxseg.data import data_info, open_dataset
+from jaxseg.data.folder import report
+from jaxseg.errors import UserError
+from jaxseg.predict import read_image
+
+from .conftest import picture, write_jpeg, write_mask
+
+ROOT = Path(__file__).parents[2]
+CATS = """
+names: [ground, cat, dog]
+colours: {ground: [0, 0, 0], cat: [255, 0, 0], dog: [0, 0, 255]}
+ignore: [224, 224, 192]
+"""
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [224, 224, 192]], np.uint8)
+# Four stripes: of three classes and of what is ignored.
+STRIPES = np.arange(4, dtype=np.uint8).repeat(4)[None].repeat(12, 0)
+LABELS = np.where(STRIPES == 3, 255, STRIPES).astype(np.uint8)
+
+
+def write_pairs(images: Path, masks: Path, names: str, mask=LABELS, mode="L") -> None:
+    for index, name in enumerate(names):
+        write_jpeg(images / f"{name}.jpg", picture(index, 12, 16))
+        write_mask(masks / f"{name}.png", mask, mode)
+
+
+def opened(folder, version=""):
+    return open_dataset("folder", directory=str(folder), version=version, progress=False)
+
+
+def ids(data, split):
+    return [record["id"] for record in data.source(split)]
+
+
+def labels_of(folder):
+    (record,) = opened(folder).source("val")
+    return record["labels"]
+
+
+def test_what_lies_together_is_divided_by_seed(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "abcdefghij")
+    data = opened(tmp_path)
+    assert data.lengths == {"train": 8, "val": 2}
+    assert ids(data, "val") == ["abcdefghij"[i] for i in sorted(np.random.RandomState(42).permutation(10)[:2])]
+    assert sorted(ids(data, "train") + ids(data, "val")) == list("abcdefghij")
+    assert "10 pairs of image and mask: train 8, val 2 (divided 80/20 by seed 42)" in report(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind_first", [False, True])
+def test_folders_of_splits(tmp_path, kind_first):
+    def place(split, kind):
+        return tmp_path / kind / split if kind_first else tmp_path / split / kind
+
+    for split, names in (("train", "abc"), ("val", "de"), ("test", "f")):
+        write_pairs(place(split, "images"), place(split, "masks"), names)
+    data = opened(tmp_path)
+    assert {split: ids(data, split) for split in data.splits} == {
+        **{"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f"]}
+    }
+    assert "divided" not in report(str(tmp_path))
+
+
+def test_train_without_val_is_divided_and_test_is_left_alone(tmp_path):
+    for split, names in (("train", "abcde"), ("test", "f")):
+        write_pairs(tmp_path / split / "images", tmp_path / split / "masks", names)
+    assert opened(tmp_path).lengths == {"train": 4, "val": 1, "test": 1}
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_indices(tmp_path, mode):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", mode=mode)
+    np.testing.assert_array_equal(labels_of(tmp_path), LABELS)
+    info = data_info("folder", directory=str(tmp_path))
+    assert info.class_names == ("class_0", "class_1", "class_2") and info.palette.shape == (3, 3)
+
+
+@pytest.mark.parametrize("mask", [STRIPES % 2 * np.uint8(255), STRIPES % 2 == 1], ids=["0 and 255", "one bit"])
+def test_two_values(tmp_path, mask):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", mask)
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)
+    (tmp_path / "classes.yaml").write_text("names: [ground, cat]")
+    assert opened(tmp_path).info.class_names == ("ground", "cat")
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)
+
+
+def test_255_is_a_class_only_where_all_masks_say_so(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES % 2 * np.uint8(255))
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)
+    (tmp_path / "classes.yaml").write_text("ignore: 255")
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2 * 255)
+    (tmp_path / "classes.yaml").unlink()
+    write_mask(tmp_path / "masks" / "c.png", LABELS)
+    write_jpeg(tmp_path / "images" / "c.jpg", picture(0, 12, 16))
+    info, splits = opened(tmp_path).info, opened(tmp_path)
+    assert info.num_classes == 3
+    assert {label for s in splits.splits for r in splits.source(s) for label in np.unique(r["labels"])} == {
+        0,
+        1,
+        2,
+        255,
+    }
+
+
+def test_colours(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", COLOURS[STRIPES])
+    (tmp_path / "classes.yaml").write_text(CATS)
+    np.testing.assert_array_equal(labels_of(tmp_path), LABELS)
+    info = data_info("folder", directory=str(tmp_path))
+    assert info.class_names == ("ground", "cat", "dog") and info.palette.tolist() == COLOURS[:3].tolist()
+
+
+def test_masks_of_colours_beside_masks_of_indices(tmp_path):
+    write_pairs(tmp_path / "train" / "images", tmp_path / "train" / "masks", "ab", COLOURS[STRIPES % 2])
+    write_pairs(tmp_path / "val" / "images", tmp_path / "val" / "masks", "c", STRIPES // 2 * np.uint8(255))
+    (tmp_path / "classes.yaml").write_text("colours: {ground: [0, 0, 0], cat: [255, 0, 0]}")
+    for record in opened(tmp_path).source("train"):
+        np.testing.assert_array_equal(record["labels"], STRIPES % 2)
+    np.testing.assert_array_equal(labels_of(tmp_path), STRIPES // 2 * 255)
+    assert "masks: class indices and RGB colours" in report(str(tmp_path))
+
+
+def test_names_by_label_leave_labels_out(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES)
+    (tmp_path / "classes.yaml").write_text("names: {3: dog, 1: ground, 2: cat}\nignore: 0")
+    assert opened(tmp_path).info.class_names == ("ground", "cat", "dog")
+    np.testing.assert_array_equal(labels_of(tmp_path), np.where(STRIPES == 0, 255, STRIPES - 1))
+    (tmp_path / "classes.yaml").write_text("ignore: 0")
+    assert opened(tmp_path).info.class_names == ("class_1", "class_2", "class_3")
+    np.testing.assert_array_equal(labels_of(tmp_path), np.where(STRIPES == 0, 255, STRIPES - 1))
+
+
+RAMP = np.linspace(0, 65535, 12 * 16 * 3).astype(np.uint16).reshape(12, 16, 3)  # of 16 bits
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("a.png", picture(3, 12, 16)),
+        ("a.png", picture(3, 12, 16)[..., 0]),
+        ("a.png", RAMP),
+        ("a.png", RAMP[..., 0]),
+        ("a.tif", picture(3, 12, 16)),
+        ("a.tif", RAMP),
+        ("a.tiff", RAMP[..., 0]),
+    ],
+    ids=["colour", "grey", "colour, 16 bit", "grey, 16 bit", "TIFF", "TIFF, colour, 16 bit", "TIFF, grey, 16 bit"],
+)
+def test_kinds_of_images(tmp_path, name, pixels):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab")
+    (tmp_path / "images" / "a.jpg").unlink()
+    cv2.imwrite(str(tmp_path / "images" / name), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    data = opened(tmp_path)
+    (found,) = [r["images"] for split in data.splits for r in data.source(split) if r["id"] == "a"]
+    np.testing.assert_array_equal(found, read_image(tmp_path / "images" / name))
+    due = pixels if pixels.dtype == np.uint8 else pixels // 256
+    if pixels is RAMP and name == "a.tif":
+        due = np.rint(pixels / 257)
+    np.testing.assert_array_equal(found, np.broadcast_to(due.reshape(12, 16, -1), (12, 16, 3)))
+
+
+def test_the_report(tmp_path, capfd):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "abcd", COLOURS[STRIPES])
+    (tmp_path / "classes.yaml").write_text(CATS)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.full((12, 16), 4095, np.uint16))
+    (tmp_path / "images" / "a.jpg").unlink()
+    write_jpeg(tmp_path / "images" / "e.jpg", picture(0, 12, 16))
+    (tmp_path / "masks" / "e.jpg").write_text("")
+    write_mask(tmp_path / "masks" / "f.png", LABELS)
+    (tmp_path / "masks" / "d.png").write_bytes((tmp_path / "masks" / "d.png").read_bytes()[:-30])
+    (tmp_path / "masks" / "notes.txt").write_text("mine")
+    text = report(str(tmp_path))
+    lines = text.splitlines()
+    assert lines[:4] == [
+        f"{tmp_path}: 3 pairs of image and mask: train 2, val 1 (divided 80/20 by seed 42)",
+        "sizes (height x width): 12x16 (3)",
+        "1 images of 16 bits, values up to 4095, which become 0 to 15; that is nearly black: scale them up",
+        "masks: RGB colours",
+    ]
+    assert [line.split()[:2] for line in lines[4:8]] == [
+        [name, "25.000"] for name in ("ground", "cat", "dog", "ignored")
+    ]
+    assert lines[8] == "3 files that can't be used:"
+    assert lines[9] == f"  {tmp_path}/images/e.jpg has no mask ({tmp_path}/masks/e.jpg is of a kind that is not read)"
+    assert lines[10] == f"  {tmp_path}/masks/f.png has no image"
+    assert lines[11].startswith(f"  cannot decode {tmp_path}/masks/d.png")
+    capfd.readouterr()
+    with pytest.raises(UserError, match=r"3 files of .* can't be used: .*leave them out with --config\.data\.version="):
+        open_dataset("folder", directory=str(tmp_path))
+    assert text in capfd.readouterr().err
+    assert opened(tmp_path, "leave_out").lengths == {"train": 2, "val": 1}
+
+
+def test_the_command(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab")
+
+    def run(folder):
+        arguments = [sys.executable, "-m", "jaxseg.data.folder", str(folder)]
+        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+
+    done = run(tmp_path)
+    assert done.returncode == 0 and done.stdout == report(str(tmp_path)) + "\n"
+    done = run(tmp_path / "nowhere")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: the data folder") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_second_look_reads_no_mask(tmp_path, monkeypatch):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab")
+    first = report(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxseg.data.look._see", None)
+        assert report(str(tmp_path)) == first
+        (tmp_path / "classes.yaml").write_text("names: [x, y, z]")
+        assert "  z  " in report(str(tmp_path))
+    (tmp_path / "classes.yaml").unlink()
+    write_mask(tmp_path / "masks" / "a.png", np.full_like(LABELS, 2))
+    assert report(str(tmp_path)) != first
+
+
+def break_pair(folder, what):
+    image, mask = folder / "images" / "b.jpg", folder / "masks" / "b.png"
+    if what == "colour":
+        write_mask(mask, np.concatenate([COLOURS[STRIPES], np.full((12, 1, 3), 7, np.uint8)], axis=1)[:, 1:])
+    elif what == "label":
+        write_mask(mask, STRIPES)
+    elif what == "size":
+        write_mask(mask, LABELS[:, 1:])
+    elif what == "16 bit":
+        write_mask(mask, LABELS.astype(np.uint16))
+    elif what == "image":
+        image.write_bytes(image.read_bytes()[:-100])
+    elif what in ("cut TIFF", "deep TIFF"):
+        image.unlink()
+        pixels = np.zeros((12, 16, 3), np.uint8 if what == "cut TIFF" else np.float32)
+        data = cv2.imencode(".tif", pixels)[1].tobytes()
+        image.with_suffix(".tif").write_bytes(data[:-20] if what == "cut TIFF" else data)
+    elif what == "twice":
+        Image.open(image).save(image.with_suffix(".png"))
+    elif what == "no mask":
+        mask.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "colour",
+            r"masks/b\.png has the colour \[7, 7, 7\] in 12 pixels, which is none of ground, cat, dog: add it to",
+        ),
+        (
+            "label",
+            r"masks/b\.png has label 3 in 48 pixels, which is none of ground, cat, dog: add it to .*classes\.yaml",
+        ),
+        ("size", r"1 files of .*: .*b\.png is 12x15 \(height x width\) and its image .*b\.jpg 12x16\. Mend that, or"),
+        ("16 bit", r"masks/b\.png is an image of mode I;16; a mask is an 8-bit PNG of labels or of RGB colours\. Mend"),
+        ("image", r"cannot decode .*images/b\.jpg"),
+        ("cut TIFF", r"cannot decode .*images/b\.tif; the TIFF file is broken, cut short or of more than 16 bits"),
+        ("deep TIFF", r"cannot decode .*images/b\.tif; the TIFF file is broken, cut short or of more than 16 bits"),
+        ("twice", r"images/b\.png has the name of b\.jpg"),
+        ("no mask", r"images/b\.jpg has no mask\. Mend that, or leave them out"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, what, message, capfd):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "abc")
+    (tmp_path / "classes.yaml").write_text(CATS)
+    break_pair(tmp_path, what)
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path)
+    if what in ("colour", "label"):
+        # A mistake in the table is not to cost data silently.
+        with pytest.raises(UserError, match=message):
+            opened(tmp_path, "leave_out")
+        assert "of no class" in report(str(tmp_path)) and re.search(message, report(str(tmp_path)).splitlines()[-1])
+    else:
+        assert capfd.readouterr().err == ""
+        assert sum(opened(tmp_path, "leave_out").lengths.values()) == (3 if what == "twice" else 2)
+
+
+def test_colours_without_a_table_are_listed(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", COLOURS[STRIPES % 2])
+    with pytest.raises(
+        UserError,
+        match=r"[ab]\.png holds colours, \[255, 0, 0\], \[0, 0, 0\]: say in .*classes\.yaml|\[0, 0, 0\], \[255, 0",
+    ):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: [a, b", "can't be read: while parsing"),
+        ("a, b", "names, colours or ignore are due"),
+        ("name: [a, b]", r"unknown entry of .*classes\.yaml 'name': did you mean names\?"),
+        ("names: a", r"names must be a list"),
+        ("names: []", r"names must be a list"),
+        ("names: {300: a}", r"names must be a list"),
+        ("names: [yes, no]", r"the name True is no word: put it in quotes"),
+        ("names: [a, b, a]", r"the name a comes twice"),
+        ("colours: {a: 3}", r"colours must say the colour of each name"),
+        ("colours: {a: [1, 2, 300]}", r"colours must say the colour of each name"),
+        ("colours: {a: [1, 2, 3], b: [1, 2, 3]}", r"two names have the same colour"),
+        ("names: [a]\ncolours: {b: [1, 2, 3]}", r"the same classes, a is in one of them alone"),
+        ("ignore: void", r"ignore is void: a label from 0 to 255 or a colour"),
+        ("names: [a, b]\nignore: 1", r"ignore is 1, which is a class as well"),
+        ("colours: {a: [1, 2, 3]}\nignore: [1, 2, 3]", r"ignore is \[1, 2, 3\], which is a class as well"),
+    ],
+)
+def test_a_classes_yaml_that_is_not_as_it_should_be(tmp_path, text, message):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab")
+    (tmp_path / "classes.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        opened(tmp_path)
+    assert "classes.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_folders_that_are_none(tmp_path):
+    def fails(message, directory=tmp_path, version=""):
+        with pytest.raises(UserError, match=message):
+            opened(directory, version)
+
+    fails(r"folder has to be told which: pass --config\.data\.dir=FOLDER", "")
+    with pytest.raises(UserError, match=r"--config\.data\.dir=FOLDER"):
+        data_info("folder")
+    fails(r"has no images to train on: due are its folders images and masks, .*--config\.data\.dir=FOLDER")
+    (tmp_path / "images").mkdir()
+    fails(r"has no pair of image and mask for the split 'train': at least one for each split is due")
+    write_pairs(tmp_path / "images", tmp_path / "masks", "a")
+    fails(r"has no pair of image and mask for the split 'train'")
+    (tmp_path / "masks" / "a.png").unlink()
+    fails(r"has no pair of image and mask for the split 'train': .*a\.jpg has no mask")
+    fails(r"folder has no version 'leave': leave config\.data\.version empty, or say leave_out", version="leave")
