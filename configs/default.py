@@ -85,6 +85,18 @@ def get_config() -> ConfigDict:
     train.ema_decay = 0.0  # of moving averages of the weights, scored and saved in their place; 0: none
     train.seed = 0  # of weights, order, augmentation and dropout
 
+    config.eval = scored = ConfigDict()
+    scored.split = ""  # that is scored; '': the data set's own choice
+    scored.protocol = "whole"  # whole, resize, resize_labels, center_crop or slide, see jaxseg/protocols.py
+    scored.size = ()  # pixels, or (height, width), that the protocol resizes or crops to, or of slide's windows
+    scored.stride = 0  # pixels from one of slide's windows to the next; 0: half a window
+    scored.scales = (1.0,)  # factors of the image that probabilities are averaged over
+    scored.flip = False  # whether they are averaged over the image and its mirror image
+    scored.boundary_tolerance = 0.0  # pixels, of boundary F1; 0: it is not computed
+    scored.published = ""  # a, b, c, d or e: a project's own scores besides, see jaxseg/published.py
+
+    config.published = ConfigDict()  # figures that others published, told beside ours: setting, scores, split, data
+
     return config.lock()
 
 

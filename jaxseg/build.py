@@ -22,8 +22,9 @@ from jaxseg.lookup import lookup
 from jaxseg.losses import LOSSES
 from jaxseg.models import pretrained
 from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
+from jaxseg.score import build_eval_step
 from jaxseg.state import create_state, init_variables
-from jaxseg.step import check_batch_size, create_eval_step, create_train_step, fill_colour, replicate
+from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate
 
 LOWER_IS_BETTER = "loss"  # of all scores that `train.best` may name, the one to be minimised
 
@@ -84,7 +85,7 @@ def create_steps(
     return Steps(
         state=replicate(create_state(variables, tx, ema=config.train.ema_decay > 0), mesh),
         train=train_step,
-        evaluate=create_eval_step(model, mesh, **scale, ignore_label=info.ignore_label),
+        evaluate=build_eval_step(config, model, mesh, info),
         learning_rate=lambda state: learning_rate(schedule, state.opt_state, int(state.step) - 1),
         note_evaluation=lambda state, value: state.replace(opt_state=note(state.opt_state, value)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from jaxseg import protocols
 from jaxseg.data import DATASETS, DataInfo, data_info
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
@@ -17,6 +18,7 @@ from jaxseg.lookup import lookup
 from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
+from jaxseg.published import DEFINITIONS
 
 FILE = "config.json"
 INFO_FILE = "info.json"
@@ -32,6 +34,14 @@ MAY_DIFFER = (
     "train.log_every",
     "data.eval_batch_size",
     "data.workers",
+    "eval.split",
+    "eval.protocol",
+    "eval.size",
+    "eval.stride",
+    "eval.scales",
+    "eval.flip",
+    "eval.boundary_tolerance",
+    "eval.published",
 )
 
 NAMES = {
@@ -41,6 +51,8 @@ NAMES = {
     "optim.name": (OPTIMIZERS, "optimizer"),
     "optim.schedule": (SCHEDULES, "schedule"),
     "loss.class_weights": ({"": None, "median_frequency": None}, "kind of class weights"),
+    "eval.protocol": (protocols.WORDS, "protocol"),
+    "eval.published": ({"": None, **DEFINITIONS}, "project's definition of scores"),
 }
 
 # Field: lowest value, and whether that value itself is allowed.
@@ -74,6 +86,8 @@ RANGES = {
     "train.accumulate": (1, True),
     "train.ema_decay": (0, True),
     "train.seed": (0, True),
+    "eval.stride": (0, True),
+    "eval.boundary_tolerance": (0, True),
 }
 
 
@@ -163,6 +177,7 @@ def validate(config: ConfigDict) -> None:
     scale = tuple(config.data.scale)
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise UserError(f"data.scale is {scale}: it must be (lowest, highest), both above 0")
+    protocols.from_config(config.eval)
 
 
 def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[float]) -> ConfigDict:
@@ -219,7 +234,7 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     """
     path = pathlib.Path(workdir) / FILE
     try:
-        written = json.loads(path.read_text())
+        written = _as_tuples(json.loads(path.read_text()))
         config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
         config.update(written)
         return config
@@ -227,6 +242,13 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
         raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were, which flags can set anew."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def read_info(workdir: str | pathlib.Path, config: ConfigDict) -> DataInfo:
@@ -284,7 +306,7 @@ def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
     different = [
         f"{field}: {old.get(field, 'not set')} there, {new.get(field, 'not set')} now"
         for field in sorted({*old, *new})
-        if old.get(field) != new.get(field) and field not in MAY_DIFFER
+        if old.get(field) != new.get(field) and field not in MAY_DIFFER and not field.startswith("published.")
     ]
     if different:
         raise UserError(

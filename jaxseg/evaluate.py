@@ -22,20 +22,35 @@ class Evaluation:
       images: how many were scored.
       examples: the first few as dicts of `id`, `images` uint8 `[H, W, 3]`, `labels` and `preds` uint8 `[H, W]`, each
         at its own size.
+      boundary: float64 `[C]`, boundary F1 of each class, NaN for an absent one; None where it was not asked for.
+      per_image: what the step sums over the pixels of each image, `[images]`, in the order of the batches.
+      published: a project's own scores by name, where there are any, see `jaxseg.published`.
     """
 
     counts: np.ndarray
     loss: float
     images: int
     examples: list[dict[str, Any]]
+    boundary: np.ndarray | None = None
+    per_image: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    published: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def scores(self, class_names: tuple[str, ...]) -> dict[str, float]:
+        """`mean_iou`, `iou/<class>` and all others of `metrics.scores`; `boundary_f1` of the classes and their mean."""
+        result = metrics.scores(self.counts)
+        values = {name: value for name, value in result.items() if np.ndim(value) == 0}
+        values |= {f"iou/{name}": float(iou) for name, iou in zip(class_names, result["iou"], strict=True)}
+        if self.boundary is not None:
+            values["boundary_f1"] = metrics.mean(self.boundary)
+            boundary = zip(class_names, self.boundary, strict=True)
+            values |= {f"boundary_f1/{name}": float(value) for name, value in boundary}
+        return values
 
     def scalars(self, class_names: tuple[str, ...], prefix: str = "val") -> dict[str, float]:
-        """All scores under their names in `metrics.jsonl`: `val/mean_iou`, `val/iou/<class>`, ..."""
-        result = metrics.scores(self.counts)
-        values = {f"{prefix}/loss": self.loss}
-        values |= {f"{prefix}/{name}": value for name, value in result.items() if np.ndim(value) == 0}
-        iou = zip(class_names, result["iou"], strict=True)
-        return values | {f"{prefix}/iou/{name}": float(value) for name, value in iou}
+        """All scores under their names in `metrics.jsonl`: `val/mean_iou`, `val/published/f1`, ..."""
+        values = {"loss": self.loss, **self.scores(class_names)}
+        values |= {f"published/{name}": value for name, value in self.published.items()}
+        return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 def evaluate(
@@ -46,8 +61,10 @@ def evaluate(
     *,
     examples_at: Collection[int] = (),
     on_batch: Callable[[int], None] = lambda images: None,
+    boundary_tolerance: float = 0.0,
+    ignore_label: int = 255,
 ) -> Evaluation:
-    """Scores `batches` (see `data.pipeline.eval_batches`) with a step of `step.create_eval_step`.
+    """Scores `batches` (see `data.pipeline.eval_batches`) with a step of `step.create_eval_step` or of `protocols`.
 
     Every image is counted once at its own size: what pads a batch carries the ignore label. Counts are summed in int64
     on the host, so the result does not depend on how the split was cut into batches.
@@ -55,27 +72,51 @@ def evaluate(
     Args:
       examples_at: places in the order of `batches` (0 is the first image) of those kept with their predictions.
       on_batch: called with the number of images after each batch.
+      boundary_tolerance: pixels, of boundary F1; 0 for none of it.
+      ignore_label: of the batches' labels.
     """
-    counts, loss_sum, images, examples = np.int64(0), 0.0, 0, []
+    counts, loss_sum, images, examples, boundaries, sums = np.int64(0), 0.0, 0, [], [], []
     for batch in batches:
-        out = eval_step(variables, put_batch({key: batch[key] for key in ("images", "labels")}, mesh))
+        out = eval_step(variables, put_batch({key: batch[key] for key in ("images", "labels", "sizes")}, mesh))
         counts = counts + np.asarray(out["counts"], np.int64)
         loss_sum += float(out["loss_sum"])
-        done = int(np.sum(batch["valid"]))
-        rows = [row for i, row in enumerate(np.flatnonzero(batch["valid"]), images) if i in examples_at]
-        if rows:
-            preds = np.concatenate([np.asarray(shard.data) for shard in _in_order(out["preds"])])
-            for row in rows:
+        valid = np.flatnonzero(batch["valid"])
+        sums.append({name: np.asarray(value)[valid] for name, value in out.get("per_image", {}).items()})
+        wanted = [row for i, row in enumerate(valid, images) if i in examples_at]
+        if wanted or boundary_tolerance:
+            cut = {"images": batch["images"], "labels": batch["labels"], "preds": _rows(out["preds"])}
+            for row in valid:
                 height, width = batch["sizes"][row]
-                cut = {"images": batch["images"], "labels": batch["labels"], "preds": preds}
                 example = {key: value[row, :height, :width] for key, value in cut.items()}
-                examples.append({"id": batch["ids"][row], **example})
-        images += done
-        on_batch(done)
+                if row in wanted:
+                    examples.append({"id": batch["ids"][row], **example})
+                if boundary_tolerance:
+                    boundaries.append(_boundary_f1(example, len(counts), boundary_tolerance, ignore_label))
+        images += len(valid)
+        on_batch(len(valid))
     pixels = int(np.sum(counts))
-    return Evaluation(counts, loss_sum / pixels if pixels else float("nan"), images, examples)
+    loss = loss_sum / pixels if pixels else float("nan")
+    per_image = {name: np.concatenate([part[name] for part in sums]) for name in (sums[0] if sums else ())}
+    return Evaluation(counts, loss, images, examples, _over_images(boundaries, counts), per_image)
 
 
-def _in_order(array: jax.Array) -> list:
-    """This process's shards of an array split by row, first row first."""
-    return sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+def _rows(array: jax.Array | np.ndarray) -> np.ndarray:
+    """This process's rows of an array that is split by row, first row first."""
+    if isinstance(array, np.ndarray):
+        return array
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _boundary_f1(example: Mapping[str, Any], num_classes: int, tolerance: float, ignore_label: int) -> np.ndarray:
+    from jaxseg.boundary import boundary_f1
+
+    return boundary_f1(example["preds"], example["labels"], num_classes, tolerance=tolerance, ignore_label=ignore_label)
+
+
+def _over_images(boundaries: list[np.ndarray], counts: np.ndarray) -> np.ndarray | None:
+    if not boundaries:
+        return None
+    from jaxseg.boundary import mean_over_images
+
+    return mean_over_images(np.array(boundaries), counts.sum(1) > 0)

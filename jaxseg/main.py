@@ -29,6 +29,12 @@ MODE = flags.DEFINE_enum(
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
 SPLIT = flags.DEFINE_string("split", "", "With --mode=eval: the split to score; by default the data set's own choice.")
+SWEEP = flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "FIELD=VALUE,VALUE,... such as train.seed=0,1,2: a run with each value, one after another, in workdirs under "
+    "--workdir, and a table of them in the end; given again for another field, every combination.",
+)
 
 
 def default_workdir(config_flag: str) -> str:
@@ -44,6 +50,8 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
     """
     words = dict(word.lstrip("-").partition("=")[::2] for word in argv[1:] if word.startswith("-"))
+    if words.get("mode") == "eval" and "sweep" in words:
+        raise UserError("--sweep trains: leave --mode=eval out, or --sweep")
     if words.get("mode") == "eval" and words.get("workdir") and not words.get("config"):
         from jaxseg import config
 
@@ -94,17 +102,25 @@ def run(_) -> None:
     logging.get_absl_logger().addFilter(lambda record: not record.exc_info or orbax not in record.pathname)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     sys.unraisablehook = lambda unraisable: None
-    from jaxseg.score import eval_run
-    from jaxseg.train import train
-
-    use_compile_cache()
-    workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if MODE.value == "eval":
-        overrides = config_flags.get_override_values(flags.FLAGS["config"])
-        eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
-        return
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    workdir = WORKDIR.value or default_workdir(config_file) + ("-sweep" if SWEEP.value else "")
     try:
-        train(CONFIG.value, workdir)
+        if MODE.value == "eval":
+            from jaxseg.score import eval_run
+
+            use_compile_cache()
+            eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
+        elif SWEEP.value:
+            from jaxseg.sweep import sweep
+
+            given = [f"--config.{field}={value}" for field, value in overrides.items()]
+            sweep(CONFIG.value, SWEEP.value, workdir, [f"--config={config_file}", *given])
+        else:
+            from jaxseg.train import train
+
+            use_compile_cache()
+            train(CONFIG.value, workdir)
     except Interrupted as signal:
         # What shells give for a process that a signal ended.
         sys.exit(128 + signal.number)

@@ -52,10 +52,6 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
     def ratio(above, below):
         return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
-    def mean(values):
-        present = values[~np.isnan(values)]
-        return float(present.mean()) if present.size else float("nan")
-
     present = true > 0
     iou, dice, recall = (
         np.where(present, ratio(above, below), np.nan)
@@ -81,13 +77,29 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
     }
 
 
-def table(counts: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """The scores per class and their means as a text table, percent; an absent class has dashes."""
+def mean(values: np.ndarray) -> float:
+    """The mean over the classes present, those that are not NaN; NaN where there is none."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+def table(
+    counts: np.ndarray, class_names: tuple[str, ...], *, protocol: str = "", boundary: np.ndarray | None = None
+) -> str:
+    """The scores per class and their means as a text table, percent; an absent class has dashes.
+
+    Args:
+      protocol: words on how the images were scored, for the last line.
+      boundary: `[C]`, a column of boundary F1.
+    """
     result = scores(counts)
     true = np.asarray(counts, np.int64).sum(1)
     share = true / max(true.sum(), 1)
     width = max(len("class"), *map(len, class_names))
-    columns = ("iou", "dice", "precision", "recall")
+    columns = ["iou", "dice", "precision", "recall"]
+    if boundary is not None:
+        columns.append("boundary")
+        result["boundary"] = boundary
     lines = [f"{'class':{width}}  {'pixels':>7}" + "".join(f"  {name:>9}" for name in columns)]
 
     def cell(value):
@@ -95,8 +107,7 @@ def table(counts: np.ndarray, class_names: tuple[str, ...]) -> str:
 
     for i, name in enumerate(class_names):
         lines.append(f"{name:{width}}  {100 * share[i]:6.2f}%" + "".join(cell(result[key][i]) for key in columns))
-    means = (result[key] for key in ("mean_iou", "mean_dice", "mean_precision", "mean_recall"))
-    lines.append(f"{'mean':{width}}  {'':>7}" + "".join(map(cell, means)))
+    lines.append(f"{'mean':{width}}  {'':>7}" + "".join(cell(mean(result[key])) for key in columns))
     absent = [name for name, value in zip(class_names, result["iou"], strict=True) if np.isnan(value)]
     counted = len(class_names) - len(absent)
     lines.append(
@@ -104,5 +115,6 @@ def table(counts: np.ndarray, class_names: tuple[str, ...]) -> str:
         + (f" (absent: {', '.join(absent)})" if absent else "")
         + f", pixel accuracy {100 * result['pixel_accuracy']:.2f}, mean accuracy {100 * result['mean_accuracy']:.2f},"
         f" frequency-weighted IoU {100 * result['frequency_weighted_iou']:.2f}, {result['pixels']} pixels"
+        + (f", {protocol}" if protocol else "")
     )
     return "\n".join(lines)

@@ -16,6 +16,9 @@ from jaxseg.errors import UserError
 from jaxseg.process import use_compile_cache
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
+from jaxseg.windows import strips
+
+WINDOWS = 4  # that go through the network at a time
 
 
 class Predictor:
@@ -36,23 +39,30 @@ class Predictor:
         self._probs = jax.jit(probabilities)
         self._preds = jax.jit(lambda variables, images: probabilities(variables, images).argmax(-1).astype(jnp.uint8))
 
-    def __call__(self, image: np.ndarray, *, probabilities: bool = False) -> np.ndarray:
+    def __call__(self, image: np.ndarray, *, probabilities: bool = False, window: int = 0) -> np.ndarray:
         """The class of every pixel of one image, at the image's own size.
 
         Args:
           image: uint8 `[H, W, 3]`, RGB, of any size.
           probabilities: whether to give these instead of the classes.
+          window: pixels; a larger image is seen in square windows of this side, half a window from one to the next, and
+            the probabilities of a pixel are the mean over its windows. Classes of images of any size then take the
+            memory of a few windows. 0: the image is seen whole.
 
         Returns:
           uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
 
         Raises:
-          UserError: `image` is not uint8 `[H, W, 3]`.
+          UserError: `image` is not uint8 `[H, W, 3]`, or `window` is less than 32.
         """
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f"the image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3], RGB, is due")
+        if window and window < 32:
+            raise UserError(f"the window is {window} pixels: at least 32 are due, or 0 for the whole image")
         height, width = image.shape[:2]
+        if window and max(height, width) > window:
+            return self._in_windows(image, window, probabilities)
         # Padded as evaluation pads it, which also keeps the number of compiled sizes down.
         padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
         padded[...] = self._fill
@@ -60,13 +70,25 @@ class Predictor:
         run = self._probs if probabilities else self._preds
         return np.asarray(run(self._variables, padded))[0, :height, :width]
 
+    def _in_windows(self, image: np.ndarray, window: int, probabilities: bool) -> np.ndarray:
+        found = strips(
+            lambda windows: np.asarray(self._probs(self._variables, windows)),
+            [image],
+            size=(window, window),
+            stride=(window // 2, window // 2),
+            batch_size=WINDOWS,
+            fill=self._fill,
+        )
+        parts = (probs if probabilities else probs.argmax(-1).astype(np.uint8) for _, _, probs in found)
+        return np.concatenate(list(parts))
+
 
 def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
     """The trained network of a run.
 
     Args:
       workdir: of `jaxseg.main`.
-      checkpoint: 'best' by mean IoU, 'latest' or a step.
+      checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
 
     Raises:
       UserError: `workdir` holds no run, or no such checkpoint.
@@ -101,8 +123,12 @@ def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray
     os.replace(temporary, path)
 
 
-def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "best", log=print) -> int:
+def predict_files(
+    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int = 0, log=print
+) -> int:
     """Predicts an image or every image of a folder; `NAME.png` and `NAME_overlay.png` go to `output`.
+
+    `window` is that of `Predictor.__call__`.
 
     Returns:
       How many images were predicted; files that are no images are named and skipped.
@@ -142,7 +168,7 @@ def predict_files(workdir: str, source: str, output: str, *, checkpoint: str = "
         written[name] = path
         if (output_path / f"{name}.png").resolve() in inputs:
             raise UserError(f"{output_path / name}.png is an input and would be overwritten: choose another --output")
-        preds = predictor(image)
+        preds = predictor(image, window=window)
         info = predictor.info
         try:
             write_palette_png(output_path / f"{name}.png", preds, info.palette)
@@ -162,11 +188,12 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="the run to use: the --workdir of its training")
     parser.add_argument("--input", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", required=True, help="the folder for NAME.png (class indices) and NAME_overlay.png")
-    parser.add_argument("--checkpoint", default="best", help="best (by mean IoU, the default), latest or a step")
+    parser.add_argument("--checkpoint", default="best", help="best (by train.best, the default), latest or a step")
+    parser.add_argument("--window", type=int, default=0, help="pixels: larger images are seen in windows of this side")
     args = parser.parse_args()
     use_compile_cache()
     try:
-        predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint)
+        predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint, window=args.window)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

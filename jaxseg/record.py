@@ -24,6 +24,8 @@ from jaxseg.data import Dataset
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.models import cost
+from jaxseg.protocols import WORDS, from_config
+from jaxseg.score import write_evaluation
 from jaxseg.writers import METRICS, Writers, read_metrics
 
 RUN = "run.json"
@@ -177,12 +179,12 @@ class Record:
 
     # ---------------------------------------------------------------------------------------------------- evaluations
 
-    def evaluation(self, step: int, result: Evaluation, seconds: float) -> tuple[float, bool]:
+    def evaluation(self, step: int, split: str, result: Evaluation, seconds: float) -> tuple[float, bool]:
         """Writes scores and pictures of an evaluation; the score that `train.best` names, and whether it is the best.
 
         One that is no number, for there was nothing to score, is never the best.
         """
-        info, split, name = self.dataset.info, self.dataset.eval_split, self.config.train.best
+        info, name, protocol = self.dataset.info, self.config.train.best, from_config(self.config.eval).words
         scalars = result.scalars(info.class_names)
         score, best = scalars[f"val/{name}"], self.progress["best_score"]
         is_best = math.isfinite(score) and (best is None or (score < best if name == LOWER_IS_BETTER else score > best))
@@ -193,6 +195,9 @@ class Record:
         self.progress["evaluated"] = step
         self.writers.scalars(step, scalars)
         if jax.process_index() == 0:
+            if is_best:
+                named = {"split": split, "which": "best", "step": step, "protocol": protocol, "seconds": seconds}
+                write_evaluation(self.workdir, "val-best", result, info, **named)
             picture = figures.prediction_figure(
                 [example["images"] for example in result.examples],
                 [example["labels"] for example in result.examples],
@@ -210,7 +215,9 @@ class Record:
             + (present if absent else "")
             + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
             + ("" if name in ("mean_iou", "pixel_accuracy", "loss") else f", {name} {score:.4f}")
-            + f" ({result.images} images, {seconds:.1f} s)"
+            + f" ({result.images} images"
+            + (f", {protocol}" if protocol != WORDS["whole"] else "")
+            + f", {seconds:.1f} s)"
             + (", the best so far" if is_best else "")
         )
         return score, is_best

@@ -1,24 +1,35 @@
 """Scoring by config: a split while a run trains, and a finished run, `--mode=eval`."""
 
+import functools
+import json
+import math
 import os
+import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxseg import checkpoint, metrics
+from jaxseg import checkpoint, metrics, protocols, published
 from jaxseg import config as configs
-from jaxseg.data import Dataset, open_dataset, pipeline
+from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
+from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour, replicate
 from jaxseg.writers import print_line
 
 NUM_EXAMPLES = 4  # images of the split whose predictions are kept to be drawn
+FOLDER = "evaluations"
+# What may be set anew for a finished run: no weight depends on it.
+OVERRIDES = ("data.dir", "data.eval_batch_size")
 
 
 def open_data(config: ConfigDict) -> Dataset:
@@ -26,21 +37,119 @@ def open_data(config: ConfigDict) -> Dataset:
     return open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
 
 
+def eval_split(config: ConfigDict, dataset: Dataset) -> str:
+    """The split that a config scores.
+
+    Raises:
+      UserError: `eval.split` is none of the data set's.
+    """
+    split = config.eval.split or dataset.eval_split
+    lookup(dataset.lengths, split, f"split of {dataset.info.name}")
+    return split
+
+
+def build_eval_step(config: ConfigDict, model: nn.Module, mesh: Mesh, info: DataInfo) -> protocols.Step:
+    """The step that scores by the config's protocol, for `score_split`.
+
+    Raises:
+      UserError: the protocol or a score that is asked for can't be had of these classes or processes.
+    """
+    protocol = protocols.from_config(config.eval)
+    data = {"mean": config.data.mean, "std": config.data.std, "ignore_label": info.ignore_label}
+    by_image = {
+        f"eval.protocol {protocol.name}": protocol.name == "slide",
+        f"eval.published {config.eval.published}": config.eval.published == "c",
+        f"eval.boundary_tolerance {config.eval.boundary_tolerance}": config.eval.boundary_tolerance > 0,
+    }
+    if jax.process_count() > 1 and any(by_image.values()):
+        asked = " and ".join(name for name, wanted in by_image.items() if wanted)
+        raise UserError(f"{asked}: scored by one process alone; score the finished run with --mode=eval on one machine")
+    per_image = None
+    if config.eval.published == "c":
+        if info.num_classes != 2:
+            raise UserError(f"eval.published c scores two classes, and {info.name} has {info.num_classes}")
+        per_image = functools.partial(published.sums_of_c, ignore_label=info.ignore_label)
+    if protocol.name == "slide":
+        batch_size = config.data.eval_batch_size
+        return protocols.create_window_step(model, mesh, protocol, batch_size=batch_size, per_image=per_image, **data)
+    if protocol.once and protocol.name != "resize" and per_image is None:
+        return create_eval_step(model, mesh, **data)
+    return protocols.create_averaging_step(model, mesh, protocol, per_image=per_image, **data)
+
+
 def score_split(
     config: ConfigDict, dataset: Dataset, split: str, eval_step, variables, mesh, on_batch=lambda images: None
 ) -> Evaluation:
     """`variables` on a whole split of a config's data; `on_batch` is called with the number of images after each."""
+    protocol = protocols.from_config(config.eval)
+    source, sizes, multiple = dataset.source(split), dataset.sizes(split), 32
+    if protocol.name in ("resize_labels", "center_crop"):
+        source, sizes, multiple = protocols.FittedSource(source, protocol), np.tile(protocol.size, (len(sizes), 1)), 1
     batches = pipeline.eval_batches(
-        dataset.source(split),
-        dataset.sizes(split),
+        source,
+        sizes,
         batch_size=config.data.eval_batch_size // jax.process_count(),
+        multiple=multiple,
         fill=fill_colour(config.data.mean),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     # Neighbours in a split are often frames of one film: the examples are spread over it.
     examples_at = set(np.linspace(0, dataset.lengths[split] - 1, NUM_EXAMPLES).astype(int).tolist())
-    return evaluate(eval_step, variables, batches, mesh, examples_at=examples_at, on_batch=on_batch)
+    result = evaluate(
+        eval_step,
+        variables,
+        batches,
+        mesh,
+        examples_at=examples_at,
+        on_batch=on_batch,
+        boundary_tolerance=config.eval.boundary_tolerance,
+        ignore_label=dataset.info.ignore_label,
+    )
+    if config.eval.published:
+        result.published = published.DEFINITIONS[config.eval.published](result.counts, result.per_image)
+    return result
+
+
+def write_evaluation(
+    workdir: str | os.PathLike,
+    name: str,
+    result: Evaluation,
+    info: DataInfo,
+    *,
+    split: str,
+    which: str,
+    step: int,
+    protocol: str,
+    seconds: float,
+) -> pathlib.Path:
+    """Writes `WORKDIR/evaluations/NAME.json`, whole or not at all; NaN as null.
+
+    Raises:
+      OSError: it can't be written.
+    """
+    path = pathlib.Path(workdir) / FOLDER / f"{name}.json"
+    values = {
+        "split": split,
+        "checkpoint": which,
+        "step": int(step),
+        "protocol": protocol,
+        "images": result.images,
+        "class_names": list(info.class_names),
+        "counts": result.counts.tolist(),
+        "scores": _plain(result.scores(info.class_names)),
+        "published": _plain(result.published),
+        **_plain({"loss": result.loss, "seconds": seconds}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def eval_run(
@@ -53,34 +162,51 @@ def eval_run(
 ) -> dict[str, float]:
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
+    They are written to `WORKDIR/evaluations/SPLIT-CHECKPOINT.json`, under another protocol than the run's own to
+    `SPLIT-CHECKPOINT-PROTOCOL.json`.
+
     Args:
-      which: the checkpoint: 'best' by mean IoU, 'latest' or a step.
-      split: '' for the data set's evaluation split.
-      overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no score depends on.
+      which: the checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
+      split: '' for `eval.split`, and where that is '' for the data set's evaluation split.
+      overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no weight depends on.
 
     Raises:
-      UserError: there is no such run, checkpoint or split, or an override would make another run of it.
+      UserError: there is no such run, checkpoint or split, an override would make another run of it, or the scores
+        can't be written.
     """
     config = configs.read(workdir)
+    own = protocols.from_config(config.eval)
     for field, value in (overrides or {}).items():
-        if field not in ("data.dir", "data.eval_batch_size"):
+        if field not in OVERRIDES and not field.startswith("eval."):
             raise UserError(f"--mode=eval scores the run as it was trained: --config.{field} can't be set anew")
         config.update_from_flattened_dict({field: value})
     configs.validate(config)
+    protocol = protocols.from_config(config.eval)
     mesh = create_mesh()
     check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
     dataset = open_data(config)
     configs.check_same_classes(dataset.info, workdir, config)
-    info, split = dataset.info, split or dataset.eval_split
+    info, split = dataset.info, split or eval_split(config, dataset)
     model = configs.build_model(config, info.num_classes)
+    eval_step = build_eval_step(config, model, mesh, info)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         kind, step = checkpoints.find(which)
         variables = replicate(checkpoints.restore_variables(abstract_variables(model), kind, step), mesh)
-    eval_step = create_eval_step(
-        model, mesh, mean=config.data.mean, std=config.data.std, ignore_label=info.ignore_label
-    )
+    started = time.perf_counter()
     with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=None) as bar:
         result = score_split(config, dataset, split, eval_step, variables, mesh, bar.update)
-    log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images at their own sizes")
-    log(metrics.table(result.counts, info.class_names))
+    log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images, {protocol.words}")
+    log(metrics.table(result.counts, info.class_names, protocol=protocol.words, boundary=result.boundary))
+    if result.published:
+        log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
+    which = kind if which in checkpoint.KINDS else which
+    name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
+    timing = {"step": step, "seconds": time.perf_counter() - started}
+    try:
+        path = write_evaluation(
+            workdir, name, result, info, split=split, which=which, protocol=protocol.words, **timing
+        )
+    except OSError as error:
+        raise UserError(f"the scores can't be written to {workdir}/{FOLDER} ({error.strerror}): make room") from error
+    log(f"written to {path}")
     return result.scalars(info.class_names, split)

@@ -15,7 +15,7 @@ from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.process import Interrupted, catch_signals
-from jaxseg.score import open_data, score_split
+from jaxseg.score import eval_split, open_data, score_split
 from jaxseg.step import create_mesh, put_batch
 from jaxseg.writers import open_writers, print_line
 
@@ -23,8 +23,8 @@ from jaxseg.writers import open_writers, print_line
 def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
-    Leaves there `config.json`, `info.json`, `run.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `figures/` and
-    `curves.png`.
+    Leaves there `config.json`, `info.json`, `run.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`,
+    `figures/` and `curves.png`.
 
     Raises:
       UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.
@@ -46,6 +46,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     dataset = open_data(config)
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
+    split = eval_split(config, dataset)
     num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
     steps = build.create_steps(config, model, dataset.info, weights, mesh, num_steps)
     state = steps.state
@@ -105,10 +106,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             if evaluating or saving or stopping:
                 run.flush()
             if evaluating and not stopping:
-                scored = _score(config, dataset, steps, state, mesh, caught)
+                scored = _score(config, dataset, split, steps, state, mesh, caught)
                 stopping = scored is None
                 if scored:
-                    score, is_best = run.evaluation(step, *scored)
+                    score, is_best = run.evaluation(step, split, *scored)
                     lower = score if config.train.best == build.LOWER_IS_BETTER else -score
                     state = steps.note_evaluation(state, lower)
                     if is_best:
@@ -136,8 +137,10 @@ def _due(step: int, every: int, num_steps: int) -> bool:
     return step == num_steps or bool(every and step and step % every == 0)
 
 
-def _score(config, dataset, steps: build.Steps, state, mesh, caught: list[int]) -> tuple[Evaluation, float] | None:
-    """The scores of the evaluation split and the seconds they took.
+def _score(
+    config, dataset, split: str, steps: build.Steps, state, mesh, caught: list[int]
+) -> tuple[Evaluation, float] | None:
+    """The scores of a split and the seconds they took.
 
     A signal ends it halfway with nothing to show: the run that goes on from here does it again.
     """
@@ -149,7 +152,7 @@ def _score(config, dataset, steps: build.Steps, state, mesh, caught: list[int]) 
     started = time.perf_counter()
     try:
         variables = state.eval_variables
-        result = score_split(config, dataset, dataset.eval_split, steps.evaluate, variables, mesh, on_batch)
+        result = score_split(config, dataset, split, steps.evaluate, variables, mesh, on_batch)
     except Interrupted:
         return None
     return result, time.perf_counter() - started

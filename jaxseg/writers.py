@@ -70,7 +70,8 @@ def _cut(path: Path, last_step: int, scored_step: int) -> None:
     os.replace(temporary, path)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min 05 s` or `2 h 10 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -221,7 +222,7 @@ class _FileWriters(Writers):
         first_step, first_time = self._start
         if first_step < step < self._num_steps:
             left = (now - first_time) / (step - first_step) * (self._num_steps - step)
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if self._bar is None:
             self._log("  ".join([f"step {step}/{self._num_steps}", *parts]))
             return

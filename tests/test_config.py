@@ -73,6 +73,8 @@ def test_a_number_below_its_range_is_refused_and_its_lowest_is_not(field):
         ("optim.name", "adan", r"unknown optimizer \(optim.name\) 'adan': did you mean adam"),
         ("optim.schedule", "cosin", r"unknown schedule \(optim.schedule\) 'cosin': did you mean cosine"),
         ("loss.class_weights", "median", r"unknown kind of class weights .* did you mean median_frequency"),
+        ("eval.protocol", "slides", r"unknown protocol \(eval.protocol\) 'slides': did you mean slide"),
+        ("eval.published", "f", r"unknown project's definition of scores \(eval.published\) 'f': there are , a, b, c"),
     ],
 )
 def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
@@ -172,6 +174,7 @@ def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field,
     may = {
         *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),
         *("train.patience", "data.eval_batch_size", "data.workers"),
+        *(name for name in FIELDS if name.startswith("eval.")),
     }
     if field in may:
         check_same(changed, tmp_path)

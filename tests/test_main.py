@@ -68,7 +68,7 @@ def test_without_tensorflow_all_but_the_events_goes_on(finished, tiny, tmp_path)
 def test_a_finished_run_is_scored_without_its_config(finished, tiny):
     status, out, err = tiny.run("jaxseg.main", "--mode=eval", f"--workdir={finished}")
     assert status == 0, err
-    assert out.startswith(f"step 8 of {finished} on camvid val: 3 images at their own sizes\n")
+    assert out.startswith(f"step 8 of {finished} on camvid val: 3 images, whole image\n")
     (row,) = [row for row in rows(finished) if row["step"] == 8 and "val/mean_iou" in row]
     assert f"mean IoU {100 * row['val/mean_iou']:.2f} over" in out
     assert "Traceback" not in err
@@ -83,7 +83,7 @@ def test_a_finished_run_is_scored_on_data_that_lies_elsewhere(finished, tiny, tm
     arguments = ["jaxseg.main", "--mode=eval", f"--workdir={finished}"]
     status, out, err = tiny.run(*arguments, f"--config.data.dir={moved}", "--config.data.eval_batch_size=4")
     assert status == 0, err
-    assert "camvid val: 2 images at their own sizes" in out
+    assert "camvid val: 2 images, whole image" in out
     status, out, err = tiny.run(*arguments, "--config.data.dri=x")
     assert one_error(status, err).startswith("error: there is no field --config.data.dri: did you mean data.dir or ")
 
@@ -160,7 +160,7 @@ def test_a_real_network_is_trained_scored_and_used_by_the_commands(tiny, tmp_pat
     assert "done: best mean IoU" in out and "going on" not in out
     assert steps(workdir, "best") == steps(workdir, "latest") == [2]
     out = python("jaxseg.main", "--mode=eval", f"--workdir={workdir}", "--split=test")
-    assert out.startswith(f"step 2 of {workdir} on camvid test: 2 images at their own sizes\n")
+    assert out.startswith(f"step 2 of {workdir} on camvid test: 2 images, whole image\n")
     image = next((tiny.data / "test").iterdir())
     python("jaxseg.predict", f"--workdir={workdir}", f"--input={image}", f"--output={tmp_path / 'out'}")
     with Image.open(tmp_path / "out" / image.name) as mask:

@@ -1,6 +1,7 @@
 """A trained run on images from anywhere, and a run scored again."""
 
 import dataclasses
+import shutil
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
 from jaxseg.score import eval_run, score_split
+from jaxseg.windows import places
 
 pytest_plugins = ["tiny_runs"]
 
@@ -48,6 +50,33 @@ def test_odd_and_small_images_are_predicted(predictor, size):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     assert probabilities.min() >= 0
     np.testing.assert_array_equal(predictor(an_image(*size)), probabilities.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [(70, 100), (33, 90), (90, 20)])
+def test_a_large_image_is_predicted_from_windows(predictor, size):
+    image = an_image(*size)
+    padded = np.tile(np.array(predictor._fill, np.uint8), (max(size[0], 32), max(size[1], 32), 1))
+    padded[: size[0], : size[1]] = image
+    sums, counts = np.zeros((*padded.shape[:2], INFO.num_classes)), np.zeros((*padded.shape[:2], 1))
+    for top in places(size[0], 32, 16):
+        for left in places(size[1], 32, 16):
+            window = np.s_[top : top + 32, left : left + 32]
+            sums[window] += predictor(padded[window], probabilities=True)
+            counts[window] += 1
+    due = (sums / np.maximum(counts, 1))[: size[0], : size[1]]
+    found = predictor(image, probabilities=True, window=32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, due, atol=1e-5)
+    preds = predictor(image, window=32)
+    assert preds.dtype == np.uint8
+    np.testing.assert_array_equal(preds, found.argmax(-1))
+
+
+def test_an_image_no_larger_than_the_window_is_seen_whole(predictor):
+    image = an_image(48, 64)
+    np.testing.assert_array_equal(predictor(image, window=64), predictor(image))
+    with pytest.raises(UserError, match="the window is 31 pixels: at least 32 are due, or 0 for the whole image"):
+        predictor(image, window=31)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +286,7 @@ def test_a_run_scores_again_what_it_scored(which, step, finished, tiny):
     due = evaluation_of(finished, step)
     again = {name: value for name, value in scores.items() if not np.isnan(value)}
     assert again == due
-    assert lines[0] == f"step {step} of {finished} on camvid val: 3 images at their own sizes"
+    assert lines[0] == f"step {step} of {finished} on camvid val: 3 images, whole image"
     table = lines[1].splitlines()
     assert [line.split()[0] for line in table[1:12]] == list(INFO.class_names)
     assert f"mean IoU {100 * due['val/mean_iou']:.2f} over" in table[-1]
@@ -266,7 +295,7 @@ def test_a_run_scores_again_what_it_scored(which, step, finished, tiny):
 def test_another_split_is_scored_under_its_own_name(finished, tiny):
     lines = []
     scores = eval_run(finished, split="test", log=lines.append)
-    assert lines[0].endswith("on camvid test: 2 images at their own sizes")
+    assert lines[0].endswith("on camvid test: 2 images, whole image")
     assert scores["test/pixels"] == 2 * (48 - 6) * 64
     assert not [name for name in scores if name.startswith("val/")]
 
@@ -305,7 +334,13 @@ def test_what_can_not_be_scored_is_refused(keywords, message, finished, tiny):
         eval_run(finished, log=lambda line: None, **keywords)
 
 
-def test_scoring_changes_nothing_in_the_workdir(finished_copy, tiny):
-    before = {path: path.stat().st_mtime_ns for path in finished_copy.rglob("*")}
-    eval_run(finished_copy, log=lambda line: None)
-    assert {path: path.stat().st_mtime_ns for path in finished_copy.rglob("*")} == before
+def test_scoring_changes_nothing_in_the_workdir_but_its_evaluations(finished_copy, tiny):
+    def times():
+        files = [path for path in finished_copy.rglob("*") if path.is_file() and path.parent.name != "evaluations"]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    shutil.rmtree(finished_copy / "evaluations")
+    eval_run(finished_copy, split="test", log=lambda line: None)
+    assert times() == before and len(before) > 10
+    assert [path.name for path in (finished_copy / "evaluations").iterdir()] == ["test-best.json"]

@@ -117,7 +117,8 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "events", "figures", "info.json", "metrics.jsonl", "run.json")
+        *("checkpoints", "config.json", "curves.png", "evaluations", "events", "figures", "info.json"),
+        *("metrics.jsonl", "run.json"),
     ]
 
 

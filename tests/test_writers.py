@@ -225,7 +225,7 @@ def test_bar_on_a_terminal(tmp_path, no_events, monkeypatch):
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3720, "1 h 02 min")]
 )
 def test_durations(seconds, text):
-    assert writers._duration(seconds) == text
+    assert writers.duration(seconds) == text
 
 
 def test_disabled_writes_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,331 @@
+"""How an image meets the network when it is scored: whole, resized, cropped or in windows; at several scales, mirrored.
+
+A protocol changes what is scored, so its words stand beside every score. `whole`, the default, is what
+`step.create_eval_step` does; the steps here give the same things in the same places.
+
+- `resize`: the image is brought to `size`, the probabilities back to the labels' size.
+- `resize_labels`: the labels are brought to `size` too, as many projects score: borders and small things are lost.
+- `center_crop`: the shorter side is brought to `size`, the labels' too, and the square in the middle is scored.
+- `slide`: windows of `size` every `stride` pixels; a pixel's probabilities are the mean over the windows it is in.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from jaxseg.errors import UserError
+from jaxseg.lookup import lookup
+from jaxseg.losses import cross_entropy
+from jaxseg.metrics import confusion_matrix
+from jaxseg.step import fill_colour, normalise, put_batch
+from jaxseg.windows import stitched
+
+WORDS = {
+    "whole": "whole image",
+    "resize": "resized to {size} and back",
+    "resize_labels": "resized to {size}, labels too",
+    "center_crop": "centre crop of {size}, the shorter side resized to it, labels too",
+    "slide": "windows of {size} every {stride}",
+}
+
+Step = Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, Any]]
+# Sums over the pixels of each image from probabilities [B, H, W, C] and labels [B, H, W].
+PerImage = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A protocol of this module by its name.
+
+    Fields:
+      size, stride: (height, width) in pixels; (0, 0) where the protocol has none.
+      scales: factors of the image (of `size` where it is resized) that the network sees it at.
+      flip: whether it sees the mirror image too; probabilities are averaged over scales and mirror images.
+    """
+
+    name: str = "whole"
+    size: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (0, 0)
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @property
+    def once(self) -> bool:
+        """Whether the network sees each image, or window, once."""
+        return self.scales == (1.0,) and not self.flip
+
+    @property
+    def words(self) -> str:
+        """`windows of 256x256 every 128, scales 0.5 and 1, mirrored too`."""
+        stride = "x".join(map(str, dict.fromkeys(self.stride)))
+        words = WORDS[self.name].format(size="x".join(map(str, self.size)), stride=stride)
+        scales = [f"{scale:g}" for scale in self.scales]
+        if len(scales) > 1:
+            words += f", scales {', '.join(scales[:-1])} and {scales[-1]}"
+        elif self.scales != (1.0,):
+            words += f", scale {scales[0]}"
+        return words + (", mirrored too" if self.flip else "")
+
+    @property
+    def slug(self) -> str:
+        """The words for the name of a file, `slide256x256-128x128-scales0.5,1-flip`."""
+        parts = [self.name + ("x".join(map(str, self.size)) if any(self.size) else "")]
+        parts += ["x".join(map(str, self.stride))] if any(self.stride) else []
+        parts += ["scales" + ",".join(f"{scale:g}" for scale in self.scales)] if self.scales != (1.0,) else []
+        return "-".join([*parts, *["flip"][: self.flip]])
+
+
+def from_config(config: ConfigDict) -> Protocol:
+    """The protocol of the fields of `eval`.
+
+    Raises:
+      UserError: an unknown name, or numbers that are missing, out of range or not used by it.
+    """
+    name = config.protocol
+    lookup(WORDS, name, "protocol (eval.protocol)")
+    size, stride, scales = tuple(config.size), config.stride, tuple(config.scales)
+    if name == "whole" and size:
+        raise UserError(f"eval.size is {size}, but eval.protocol whole has none: set the protocol or leave it ()")
+    if name != "slide" and stride:
+        raise UserError(f"eval.stride is {stride}, but eval.protocol is {name}: only slide has one, leave it 0")
+    if name != "whole" and not (len(size) in (1, 2) and all(isinstance(side, int) and side >= 32 for side in size)):
+        raise UserError(f"eval.size is {size}: eval.protocol {name} wants pixels or (height, width), each at least 32")
+    height, width = size if len(size) == 2 else (size or (0,)) * 2
+    if name == "center_crop" and height != width:
+        raise UserError(f"eval.size is {size}: a centre crop is square, give one number")
+    if stride > min(height, width):
+        raise UserError(f"eval.stride is {stride}: it must be at most eval.size {size}, or pixels are left out")
+    if not scales or not all(isinstance(scale, int | float) and 0 < scale <= 8 for scale in scales):
+        raise UserError(f"eval.scales is {scales}: it must be factors above 0, at most 8, such as (0.5, 1.0)")
+    strides = (0, 0)
+    if name == "slide":
+        strides = (stride, stride) if stride else (max(1, height // 2), max(1, width // 2))
+    return Protocol(name, (height, width), strides, tuple(map(float, scales)), bool(config.flip))
+
+
+# ---------------------------------------------------------------------------------------------------------- the images
+
+
+class FittedSource:
+    """The records of `source` with image and labels brought to a protocol's size, for those that bring both."""
+
+    def __init__(self, source, protocol: Protocol):
+        self.source, self.protocol = source, protocol
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from jaxseg.data import transforms
+
+        record = self.source[index]
+        images, labels = record["images"], record["labels"]
+        if self.protocol.name == "resize_labels":
+            images, labels = transforms.resize(images, labels, self.protocol.size)
+        else:
+            images, labels = center_crop(images, labels, self.protocol.size[0])
+        return {**record, "images": images, "labels": labels}
+
+
+def center_crop(images: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels with the shorter side brought to `side`, and of that the square in the middle.
+
+    As VainF's DeepLabV3Plus-Pytorch scores VOC with `crop_val`: the longer side is rounded down, the window's place is
+    rounded (`ExtResize`, `ExtCenterCrop`); its filter is Pillow's, this is `transforms.resize`.
+    """
+    from jaxseg.data import transforms
+
+    shorter = min(labels.shape)
+    height, width = (side * length // shorter for length in labels.shape)
+    images, labels = transforms.resize(images, labels, (height, width))
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    window = np.s_[top : top + side, left : left + side]
+    return images[window], labels[window]
+
+
+# ------------------------------------------------------------------------------------------------------------ the steps
+
+
+def create_averaging_step(
+    model: nn.Module,
+    mesh: Mesh,
+    protocol: Protocol,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    ignore_label: int = 255,
+    per_image: PerImage | None = None,
+) -> Step:
+    """`step.create_eval_step` for every protocol but `slide`, on batches that have `sizes` too.
+
+    Its loss is that of the averaged probabilities. `per_image` adds sums over the pixels of each image, whole on every
+    device.
+    """
+
+    def eval_step(variables, batch):
+        def apply(images):
+            return model.apply(variables, images, train=False)
+
+        images = normalise(batch["images"], mean, std)
+        if protocol.once and protocol.name != "resize":
+            logits = apply(images)
+        else:
+            logits = _log(_averaged(apply, images, batch["sizes"], protocol))
+        return _scored(logits, batch["labels"], ignore_label, per_image)
+
+    whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    return jax.jit(
+        eval_step,
+        in_shardings=(whole, by_row),
+        out_shardings={"counts": whole, "loss_sum": whole, "preds": by_row, "per_image": whole},
+    )
+
+
+def create_window_step(
+    model: nn.Module,
+    mesh: Mesh,
+    protocol: Protocol,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    ignore_label: int = 255,
+    per_image: PerImage | None = None,
+) -> Step:
+    """`step.create_eval_step` for `slide`: windows on the devices, `batch_size` at a time, put together on the host.
+
+    Windows lie on the image as each scale has it, and on its mirror image; the probabilities of these are brought back
+    to the image's size and averaged.
+    """
+    whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    probabilities = jax.jit(
+        lambda variables, images: jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False)),
+        in_shardings=(whole, by_row),
+        out_shardings=by_row,
+    )
+    score = jax.jit(lambda probs, labels: _scored(_log(probs), labels, ignore_label, per_image))
+
+    def eval_step(variables, batch):
+        images, labels = np.asarray(batch["images"]), np.asarray(batch["labels"])
+        rows = [(row, high, wide) for row, (high, wide) in enumerate(np.asarray(batch["sizes"])) if high]
+        views = stitched(
+            lambda windows: np.asarray(probabilities(variables, put_batch({"images": windows}, mesh)["images"])),
+            (view for row, high, wide in rows for view in _views(images[row, :high, :wide], protocol)),
+            size=protocol.size,
+            stride=protocol.stride,
+            batch_size=batch_size,
+            fill=fill_colour(mean),
+        )
+        result = {"counts": np.int64(0), "loss_sum": 0.0, "preds": np.zeros(labels.shape, np.uint8), "per_image": {}}
+        for row, high, wide in rows:
+            probs = _mean_of_views(views, (high, wide), protocol)
+            padding = [(0, length - size) for length, size in zip(labels.shape[1:], (high, wide), strict=True)]
+            out = jax.device_get(score(np.pad(probs, [*padding, (0, 0)])[None], labels[row : row + 1]))
+            result["counts"] = result["counts"] + out["counts"]
+            result["loss_sum"] += float(out["loss_sum"])
+            result["preds"][row] = out["preds"][0]
+            for name, value in out["per_image"].items():
+                result["per_image"].setdefault(name, np.zeros(len(labels)))[row] = value[0]
+        return result
+
+    return eval_step
+
+
+def _scored(logits: jax.Array, labels: jax.Array, ignore_label: int, per_image: PerImage | None) -> dict[str, Any]:
+    labels = labels.astype(jnp.int32)
+    preds = logits.argmax(-1)
+    loss = cross_entropy(logits, labels, ignore_label=ignore_label)
+    return {
+        "counts": confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label),
+        "loss_sum": loss * (labels != ignore_label).sum(),
+        "preds": preds.astype(jnp.uint8),
+        "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {},
+    }
+
+
+def _log(probs: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+
+
+def _averaged(apply, images: jax.Array, sizes: jax.Array, protocol: Protocol) -> jax.Array:
+    """float32 probabilities `[B, H, W, C]` of images padded to `[B, H, W, 3]`; anything beyond `sizes` `[B, 2]`."""
+    canvas, fixed = images.shape[1:3], protocol.name != "whole"
+    seen = jnp.broadcast_to(jnp.asarray(protocol.size), sizes.shape) if fixed else sizes
+    at = protocol.size if fixed else canvas
+    mirrors = (False, True) if protocol.flip else (False,)
+    probs = 0.0
+    for scale in protocol.scales:
+        to = jnp.maximum(1, jnp.floor(scale * seen + 0.5))
+        # One size is left as it is, several are padded as the pipeline pads them.
+        view_canvas = [int(scale * side + 0.5) if fixed else -(-int(scale * side + 0.5) // 32) * 32 for side in at]
+        for mirror in mirrors:
+            logits = apply(resample(images, sizes, to, view_canvas, mirror=mirror))
+            probs += jax.nn.softmax(resample(logits, to, seen, at, mirror=mirror))
+    probs /= len(protocol.scales) * len(mirrors)
+    return resample(probs, seen, sizes, canvas) if protocol.name == "resize" else probs
+
+
+def resample(
+    x: jax.Array, sizes: jax.Array, to_sizes: jax.Array, canvas: Sequence[int], *, mirror: bool = False
+) -> jax.Array:
+    """Each image of a padded batch resized bilinearly by its own factor, as `layers.resize_bilinear` without corners.
+
+    Two matrix products along the axes, whose matrices are made on the device: one program for all sizes in a canvas.
+
+    Args:
+      x: `[B, H, W, C]`; image b is its top left `sizes[b]`.
+      sizes, to_sizes: `[B, 2]`, heights and widths before and after.
+      canvas: (height, width) of what comes out, 0 beyond `to_sizes`.
+      mirror: whether left and right are exchanged.
+    """
+    rows = _interpolation(sizes[:, 0], to_sizes[:, 0], x.shape[1], canvas[0])
+    columns = _interpolation(sizes[:, 1], to_sizes[:, 1], x.shape[2], canvas[1], mirror)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("bhqc,bph->bpqc", product("bhwc,bqw->bhqc", x, columns), rows)
+
+
+def _interpolation(size: jax.Array, to_size: jax.Array, length: int, to_length: int, mirror: bool = False) -> jax.Array:
+    """`[B, to_length, length]`, float32: at most two entries a row, that add up to 1."""
+    # An empty row of a batch has no size.
+    size, to_size = (jnp.maximum(value, 1).astype(jnp.float32)[:, None] for value in (size, to_size))
+    out = jnp.arange(to_length, dtype=jnp.float32)
+    place = jnp.clip((out + 0.5) * (size / to_size) - 0.5, 0, size - 1)
+    if mirror:
+        place = size - 1 - place
+    weights = jnp.maximum(0, 1 - jnp.abs(place[..., None] - jnp.arange(length)))
+    return jnp.where((out < to_size)[..., None], weights, 0)
+
+
+def _views(image: np.ndarray, protocol: Protocol):
+    from jaxseg.data import transforms
+
+    for scale in protocol.scales:
+        size = tuple(max(1, int(scale * side + 0.5)) for side in image.shape[:2])
+        view, _ = transforms.resize(image, image[..., 0], size)
+        yield view
+        if protocol.flip:
+            yield view[:, ::-1]
+
+
+def _mean_of_views(views, size: tuple[int, int], protocol: Protocol) -> np.ndarray:
+    """The next image's float32 probabilities `[*size, C]` from those of its views."""
+    import cv2
+
+    total, count = 0.0, 0
+    for _ in protocol.scales:
+        for mirror in (False, True)[: 1 + protocol.flip]:
+            probs = next(views)
+            probs = probs[:, ::-1] if mirror else probs
+            if probs.shape[:2] != size:
+                probs = cv2.resize(probs, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+            total, count = total + probs, count + 1
+    return total / count

@@ -1,0 +1,156 @@
+"""A run scored under any protocol, while it trains and afterwards, and what is written of it."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import rows
+
+import jaxseg
+from jaxseg.boundary import boundary_f1, mean_over_images
+from jaxseg.data import data_info, open_dataset
+from jaxseg.errors import UserError
+from jaxseg.metrics import scores
+from jaxseg.published import of_a
+from jaxseg.score import eval_run
+from jaxseg.train import train
+
+pytest_plugins = ["tiny_runs"]
+
+INFO = data_info("camvid")
+SLIDE = {"eval.protocol": "slide", "eval.size": (32,), "eval.stride": 16}
+
+
+def evaluation(workdir, name):
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads((workdir / "evaluations" / f"{name}.json").read_text(), parse_constant=refuse)
+
+
+def run(workdir, **keywords):
+    lines = []
+    return eval_run(workdir, log=lines.append, **keywords), lines
+
+
+def test_the_best_evaluation_of_a_run_is_written_as_it_trains(finished_copy):
+    written = evaluation(finished_copy, "val-best")
+    (row,) = [row for row in rows(finished_copy) if row["step"] == 8 and "val/mean_iou" in row]
+    assert {key: written[key] for key in ("split", "checkpoint", "step", "protocol", "images", "published")} == {
+        **{"split": "val", "checkpoint": "best", "step": 8, "protocol": "whole image", "images": 3, "published": {}}
+    }
+    assert written["class_names"] == list(INFO.class_names)
+    assert {f"val/{name}": value for name, value in written["scores"].items()} | {"val/loss": written["loss"]} == {
+        name: value for name, value in row.items() if name != "step"
+    }
+    assert scores(np.array(written["counts"]))["mean_iou"] == written["scores"]["mean_iou"]
+    assert written["scores"]["iou/car"] is None, "no image has one"
+    assert written["seconds"] > 0
+
+
+def test_the_run_scored_again_writes_the_same_where_its_protocol_stays(finished_copy, tiny):
+    before = evaluation(finished_copy, "val-best")
+    run(finished_copy)
+    after = evaluation(finished_copy, "val-best")
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "words", "pixels"),
+    [
+        (SLIDE, "slide32x32-16x16", "windows of 32x32 every 16", 42 * 64),
+        (
+            {"eval.flip": True, "eval.scales": (1.0, 1.5)},
+            "whole-scales1,1.5-flip",
+            "whole image, scales 1 and 1.5, mir",
+            42 * 64,
+        ),
+        ({"eval.protocol": "resize", "eval.size": (32, 40)}, "resize32x40", "resized to 32x40 and back", 42 * 64),
+        (
+            {"eval.protocol": "resize_labels", "eval.size": (32, 40)},
+            "resize_labels32x40",
+            "resized to 32x40, lab",
+            28 * 40,
+        ),
+        ({"eval.protocol": "center_crop", "eval.size": (36,)}, "center_crop36x36", "centre crop of 36x36, the", None),
+    ],
+)
+def test_any_protocol_on_a_finished_run(overrides, name, words, pixels, finished_copy, tiny):
+    found, lines = run(finished_copy, overrides=overrides, split="test")
+    written = evaluation(finished_copy, f"test-best-{name}")
+    assert written["protocol"].startswith(words) and written["split"] == "test"
+    assert lines[0].endswith(f"on camvid test: 2 images, {written['protocol']}")
+    assert lines[1].splitlines()[-1].endswith(f" pixels, {written['protocol']}")
+    assert lines[-1] == f"written to {finished_copy / 'evaluations' / f'test-best-{name}.json'}"
+    assert found["test/pixels"] == np.sum(written["counts"])
+    assert pixels is None or found["test/pixels"] == 2 * pixels
+    before = evaluation(finished_copy, "val-best")
+    assert written["scores"].keys() == before["scores"].keys() and before["protocol"] == "whole image"
+
+
+@pytest.mark.parametrize(("which", "name"), [("latest", "val-latest"), ("12", "val-12")])
+def test_the_checkpoint_asked_for_names_the_file(which, name, finished_copy, tiny):
+    run(finished_copy, which=which)
+    written = evaluation(finished_copy, name)
+    assert (written["checkpoint"], written["step"]) == (which, 12)
+
+
+def test_a_run_is_scored_by_the_protocol_of_its_config_as_it_trains(tiny, tmp_path):
+    fields = {name.replace(".", "__"): value for name, value in SLIDE.items()}
+    extra = {"eval__split": "test", "eval__published": "a", "eval__boundary_tolerance": 2.0}
+    lines = []
+    train(tiny.config(**fields, **extra, train__num_steps=4), tmp_path, log=lines.append)
+    (told,) = [line for line in lines if line.startswith("step 4: ")]
+    assert told.startswith("step 4: test mean IoU") and "(2 images, windows of 32x32 every 16, " in told
+    (row,) = [row for row in rows(tmp_path) if "val/mean_iou" in row]
+    written = evaluation(tmp_path, "val-best")
+    assert (written["split"], written["protocol"]) == ("test", "windows of 32x32 every 16")
+    counts = np.array(written["counts"])
+    assert written["published"] == of_a(counts, {})
+    assert {name: row[f"val/published/{name}"] for name in written["published"]} == written["published"]
+    again, lines = run(tmp_path)
+    assert again["test/mean_iou"] == row["val/mean_iou"]
+    assert again["test/boundary_f1"] == row["val/boundary_f1"]
+    assert evaluation(tmp_path, "test-best")["counts"] == written["counts"]
+    assert lines[2].startswith(f"published/accuracy {written['published']['accuracy']:.4f}, published/mean_iou ")
+
+
+def test_boundary_f1_is_that_of_the_predictions(finished_copy, tiny):
+    found, lines = run(finished_copy, overrides={"eval.boundary_tolerance": 1.5})
+    predictor, dataset = jaxseg.load(finished_copy), open_dataset("camvid", directory=str(tiny.data), progress=False)
+    records = [dataset.source("val")[index] for index in range(3)]
+    each = [boundary_f1(predictor(record["images"]), record["labels"], 11, tolerance=1.5) for record in records]
+    present = np.array(evaluation(finished_copy, "val-best")["counts"]).sum(1) > 0
+    due = mean_over_images(np.array(each), present)
+    assert found["val/boundary_f1"] == pytest.approx(np.nanmean(due)) and 0 < found["val/boundary_f1"] < 1
+    np.testing.assert_allclose([found[f"val/boundary_f1/{name}"] for name in INFO.class_names], due)
+    head, *lines = lines[1].splitlines()
+    assert head.split()[-1] == "boundary"
+    assert lines[0].split()[-1] == f"{100 * due[0]:.2f}"
+    assert lines[11].split()[-1] == f"{100 * np.nanmean(due):.2f}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eval.protocol": "slide"}, r"eval.size is \(\): eval.protocol slide wants"),
+        ({"eval.published": "c"}, "eval.published c scores two classes, and camvid has 11"),
+        ({"eval.split": "tset"}, "unknown split of camvid 'tset': did you mean test"),
+        ({"eval.boundary_tolerance": -1.0}, "eval.boundary_tolerance is -1.0: it must be at least 0"),
+    ],
+)
+def test_what_can_not_be_scored_is_refused_before_anything_runs(fields, message, finished_copy, tiny, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(finished_copy, overrides=fields)
+    with pytest.raises(UserError, match=message):
+        train(tiny.config(**{name.replace(".", "__"): value for name, value in fields.items()}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_scores_that_can_not_be_written_end_in_one_line(finished_copy, tiny):
+    for path in (finished_copy / "evaluations").iterdir():
+        path.unlink()
+    (finished_copy / "evaluations").rmdir()
+    (finished_copy / "evaluations").write_text("mine")
+    with pytest.raises(UserError, match=r"the scores can't be written to .*evaluations \(File exists\): make room"):
+        run(finished_copy)
