@@ -45,13 +45,15 @@ def write_run(
 ) -> pathlib.Path:
     """Writes a workdir and gives it; as a run from before run.json and evaluations/ with `old=True`.
 
-    `about` and `evaluation` replace fields of the two files, `published` is the config's group, and `fields` are of
+    `about` and `evaluation` replace fields of the two files, `published` is the config's group (its figures are
+    brought under `scores`), and `fields` are of
     `tiny_config`.
     """
     (folder / "evaluations").mkdir(parents=True)
     config = json.loads(configs.to_json(tiny_config(**fields)))
     if published:
-        config["published"] = published
+        texts = {name: value for name, value in published.items() if isinstance(value, str)}
+        config["published"] = texts | {"scores": {name: v for name, v in published.items() if name not in texts}}
     (folder / "config.json").write_text(json.dumps(config))
     rows = metric_rows(counts, class_names, 12)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -51,7 +51,8 @@ def compare(
         "report.html": page.page(groups, rows, sheets, notes),
     }
     write(pathlib.Path(output), texts)
-    log(f"{len(found)} runs of {len(groups)} configs: {', '.join(texts)} in {output}")
+    what = f"{tables.counted(len(found), 'run')} of {tables.counted(len(groups), 'config')}"
+    log(f"{what}: {', '.join(texts)} in {output}")
 
 
 def write_reproduction(
@@ -59,20 +60,22 @@ def write_reproduction(
 ) -> None:
     """Writes the table of published experiments, `configs/reproduce/README.md`, from runs of the configs beside it.
 
-    A config says by its group `published` what was published: `config` (the name of its file, `:ARGUMENT` behind it),
-    `setting`, `split`, `data` (a remark on the data), all of them texts and none of them needed, and score to figure.
+    A config says by its group `published` what was published: `scores`, name to figure, those by the project's own
+    definition as `published/NAME`, and what they are of in words, `setting`. Where they are of one split, `split` says
+    so; `data` is a remark on the data of the run. Which config a run is of is told by `config`, `NAME` or
+    `NAME:ARGUMENT`, or else by its workdir, which `jaxseg.main` calls after it.
 
     Raises:
       UserError: no run can be read, or `file` can't be written.
     """
-    from jaxseg.compare import reproduce, runs
+    from jaxseg.compare import reproduce, runs, tables
 
     found, notes = runs.read_runs(workdirs)
     for note in notes:
         log(note)
     path = pathlib.Path(file)
     write(path.parent, {path.name: reproduce.readme(runs.rows(runs.group(found)), file)})
-    log(f"{len(found)} runs in {file}")
+    log(f"{tables.counted(len(found), 'run')} in {file}")
 
 
 def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from jaxseg.compare import sections
+from jaxseg.compare import sections, tables
 from jaxseg.compare.pictures import Sheet
 from jaxseg.compare.runs import Group, Row
 from jaxseg.compare.sections import text
@@ -81,6 +81,7 @@ tr.block span { position: sticky; left: 10px; }
 .matrix thead th { vertical-align: bottom; border: 0; padding-bottom: 4px; height: auto; }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
 .matrix .first { font-weight: 400; min-width: 0; padding: 0 8px 0 0; text-align: right; border: 0; }
+@media (max-width: 600px) { .matrix td, .matrix thead th { min-width: 1.5rem; } }
 .classes { display: flex; flex-wrap: wrap; gap: 2px 16px; list-style: none; padding: 0; margin: 8px 0; }
 .classes { font-size: 0.875rem; }
 .classes i { display: inline-block; width: 14px; height: 14px; border: 1px solid var(--muted); vertical-align: -2px; }
@@ -99,7 +100,7 @@ footer { margin: 50px 0 30px; color: var(--muted); font-size: 0.875rem; }
 def page(groups: Sequence[Group], rows: Sequence[Row], sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """The whole page; whatever a run, a class or a note is called is escaped."""
     runs = [run for group in groups for run in group.runs]
-    count = f"{len(runs)} run" + ("s" if len(runs) > 1 else "")
+    count = tables.counted(len(runs), "run")
     parts = {
         "scores": ("Scores", sections.scores(groups, rows)),
         "classes": ("IoU per class", sections.heat_maps(groups, rows)),
@@ -130,8 +131,7 @@ def page(groups: Sequence[Group], rows: Sequence[Row], sheets: Sequence[Sheet], 
 
 def _subtitle(groups: Sequence[Group]) -> str:
     data = ", ".join(dict.fromkeys(group.data for group in groups))
-    configs = f"{len(groups)} config" + ("s" if len(groups) > 1 else "")
-    return f"{configs} on {data}"
+    return f"{tables.counted(len(groups), 'config')} on {data}"
 
 
 def _warning(notes: Sequence[str]) -> str:

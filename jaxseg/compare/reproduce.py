@@ -45,7 +45,7 @@ def readme(rows: Sequence[Row], file: str) -> str:
 
 def line(row: Row, folder: pathlib.Path) -> list[str]:
     """The cells of a row; `folder` has the configs."""
-    name = str(row.group.published.get("config") or row.group.label)
+    name = config_name(row.group.runs[0], folder) or row.group.label
     card = _card(folder, name)
     file = f"{name.partition(':')[0]}.py"
     names = [score for e in row.evaluations for score in e.scores]
@@ -67,6 +67,19 @@ def line(row: Row, folder: pathlib.Path) -> list[str]:
     return [cells[title] for title in HEADER]
 
 
+def config_name(run: Run, folder: pathlib.Path) -> str:
+    """The config of a run, `NAME` or `NAME:ARGUMENT`: as it says, or as its workdir or the folder above is called."""
+    if run.config.get(f"{PUBLISHED}config"):
+        return str(run.config[f"{PUBLISHED}config"])
+    stems = sorted((path.stem for path in folder.glob("*.py")), key=len, reverse=True)
+    for called in (run.path.name, run.path.parent.name):
+        for stem in stems:
+            # As `main.default_workdir` makes it of `NAME.py:WORD,WORD`.
+            if called == stem or called.startswith(f"{stem}-"):
+                return ":".join(filter(None, (stem, called[len(stem) + 1 :].replace("-", ","))))
+    return ""
+
+
 def _card(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
     """The config that a run is of as it stands in its file, flat; None where there is no such file.
 
@@ -82,7 +95,10 @@ def _card(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
     try:
         return configs.flatten(runpy.run_path(str(path))["get_config"](*filter(None, [argument])))
     except Exception as error:
-        raise UserError(f"{path} gives no config for '{name}' ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} gives no config for '{name}' ({type(error).__name__}: {error}); call the workdir after the config "
+            "that it is of, as jaxseg.main does, or otherwise than any"
+        ) from error
 
 
 def command(run: Run, card: dict[str, Any], folder: pathlib.Path, name: str) -> str:
@@ -101,11 +117,10 @@ def command(run: Run, card: dict[str, Any], folder: pathlib.Path, name: str) -> 
 
 def length(run: Run, card: dict[str, Any] | None) -> str:
     """`4 of 4 epochs`, `1 of 50 epochs, shortened`: what was run of what the config sets."""
-    of_config = card or run.config
-    due, unit = of_config.get("train.num_epochs"), "epochs"
+    due, unit = card["train.num_epochs"] if card else run.set_to("train.num_epochs"), "epochs"
     done = epochs(run)
     if not due or done is None:
-        due, unit, done = of_config.get("train.num_steps"), "steps", run.step
+        due, unit, done = card["train.num_steps"] if card else run.set_to("train.num_steps"), "steps", run.step
     if not due:
         return f"{run.step:,} steps"
     why = run.status if run.status in ("running", "stopped early") else "shortened"
@@ -114,7 +129,7 @@ def length(run: Run, card: dict[str, Any] | None) -> str:
 
 def epochs(run: Run) -> float | None:
     """How many passes over the training data it has done; None where it does not tell."""
-    told, set_to = run.about.get("epochs"), run.config.get("train.num_epochs")
+    told, set_to = run.about.get("epochs"), run.set_to("train.num_epochs")
     if told is not None:
         return told
     return set_to * run.step / run.num_steps if set_to and run.num_steps else None

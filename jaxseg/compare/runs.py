@@ -22,7 +22,6 @@ SEED = "train.seed"
 # No result depends on these: runs that differ in nothing else are of one config.
 SAME_RESULT = (SEED, "data.workers", "data.eval_batch_size", "train.log_every", "train.checkpoint_every")
 PUBLISHED = "published."
-PUBLISHED_TEXTS = ("setting", "split", "config", "data")
 
 
 @dataclass(eq=False)
@@ -76,7 +75,12 @@ class Run:
     @property
     def num_steps(self) -> int | None:
         """How many it was set to take; None for a run by epochs that does not tell."""
-        return self.about.get("num_steps") or self.config.get("train.num_steps") or None
+        return self.about.get("num_steps") or self.set_to("train.num_steps")
+
+    def set_to(self, field: str) -> float | None:
+        """The number that a field of its config is set to; None for 0, which leaves it open."""
+        value = self.config.get(field)
+        return value if _is_number(value) and value else None
 
     @property
     def status(self) -> str:
@@ -124,9 +128,8 @@ class Group:
     @property
     def data(self) -> str:
         """Name and version of the data set; its folder where that alone says what it is."""
-        name, version = self.config.get("data.name", ""), self.config.get("data.version", "")
-        folder = pathlib.Path(self.config.get("data.dir", "")).name if name == "folder" else ""
-        return " ".join(filter(None, (name, str(version), folder)))
+        name, version, folder = (str(self.config.get(f"data.{field}", "")) for field in ("name", "version", "dir"))
+        return " ".join(filter(None, (name, version, pathlib.Path(folder).name if name == "folder" else "")))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -135,14 +138,15 @@ class Group:
 
     @property
     def published(self) -> dict[str, Any]:
-        """The config's group `published`: `setting` and other texts, and score to published figure."""
+        """The config's group `published`: `setting` and other texts, and `scores.NAME` for each published figure."""
         return {key.removeprefix(PUBLISHED): v for key, v in self.config.items() if key.startswith(PUBLISHED)}
 
     def figures(self, split: str) -> dict[str, float]:
-        """Score to published figure, of a split."""
+        """Score to published figure; those of another split are left out."""
         if self.published.get("split") not in (None, "", split):
             return {}
-        return {name: float(v) for name, v in self.published.items() if name not in PUBLISHED_TEXTS and _is_number(v)}
+        found = {name.removeprefix("scores."): v for name, v in self.published.items() if name.startswith("scores.")}
+        return {name: float(value) for name, value in found.items() if _is_number(value)}
 
 
 @dataclass(eq=False)
@@ -172,11 +176,8 @@ class Row:
 
     @property
     def published(self) -> dict[str, float]:
-        """Score to the published figure beside it: by the project's own definition where that was measured."""
-        measured = {score for evaluation in self.evaluations for score in evaluation.scores}
-        figures = self.group.figures(self.split)
-        own = {name: f"published/{name}" for name in figures}
-        return {own[name] if own[name] in measured else name: figure for name, figure in figures.items()}
+        """Score to the published figure beside it."""
+        return self.group.figures(self.split)
 
     @property
     def iou(self) -> dict[str, float]:
@@ -253,7 +254,8 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, float]]:
         return []
     except OSError as error:
         raise UserError(f"{path / METRICS} can't be read ({error.strerror})") from error
-    return [{key: value for key, value in row.items() if _is_number(value)} for row in rows]
+    numbers = [{key: value for key, value in row.items() if _is_number(value)} for row in rows]
+    return [row for row in numbers if "step" in row]
 
 
 def _is_number(value: Any) -> bool:
@@ -286,7 +288,7 @@ def _read_evaluations(path: pathlib.Path, notes: list[str]) -> list[Evaluation]:
         if value is not None:
             try:
                 found.append(_evaluation(value))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 notes.append(f"{EVALUATIONS}/{file.name} is left out: it is no evaluation ({error!r})")
     return found
 
@@ -296,8 +298,8 @@ def _evaluation(value: Mapping[str, Any]) -> Evaluation:
 
     class_names = [str(name) for name in value["class_names"]]
     counts = np.asarray(value["counts"], np.int64)
-    if counts.shape != (len(class_names), len(class_names)):
-        raise ValueError(f"{len(class_names)} class names, counts of {counts.shape}")
+    if counts.shape != (len(class_names), len(class_names)) or (counts < 0).any():
+        raise ValueError(f"{len(class_names)} class names, counts of {counts.shape} from {counts.min(initial=0)}")
     scores = {name: score for name, score in value["scores"].items() if _is_number(score) and "/" not in name}
     for name, score in (value.get("published") or {}).items():
         if _is_number(score):
@@ -404,7 +406,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
             each = (f"{len(names)} classes ({', '.join(labels)})" for names, labels in lists.items())
             lines.append(f"The runs on {name} have different class lists: {'; '.join(each)}.")
     for group in groups:
-        seeds = [run.config.get(SEED) for run in group.runs]
+        seeds = [str(run.config.get(SEED)) for run in group.runs]
         if len(set(seeds)) < len(seeds):
             names = ", ".join(run.name for run in group.runs)
             lines.append(f"Some of {names} have the same config and seed: their spread is not one over seeds.")

@@ -96,6 +96,11 @@ def hardware(about) -> str:
     return (f"{count} x " if count > 1 else "") + about["device"] if "device" in about else DASH
 
 
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `16 min`, `2 h 05 min`."""
     minutes = round(seconds / 60)

@@ -6,8 +6,12 @@ import pathlib
 import re
 import shutil
 import sys
+import tempfile
 
 import pytest
+import written_runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxseg import compare as package
 from jaxseg.compare import __main__ as command
@@ -34,7 +38,7 @@ def test_finished_and_broken_runs_in_one_command(workplace, finished, tiny, tmp_
     assert status == 0, err
     assert "Traceback" not in err
     assert names(tmp_path / "out") == FILES
-    assert "skipped: " in out and "broken" in out and "2 runs of 1 configs" in out
+    assert "skipped: " in out and "broken" in out and "2 runs of 1 config:" in out
     report = (tmp_path / "out" / "report.html").read_text()
     assert report.count("<img ") == 2 * 3 and "· 2 seeds" in report
     assert "| 2 | camvid | val |" in (tmp_path / "out" / "table.md").read_text()
@@ -107,3 +111,40 @@ def test_an_output_that_is_a_file_is_an_error(write_run, tmp_path):
     with pytest.raises(UserError, match="out can't be written"):
         compare([write_run("a")], tmp_path / "out", images=0, log=lambda line: None)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+FILES_OF_A_RUN = ("config.json", "run.json", "evaluations/val-best.json", "metrics.jsonl")
+ODD = (None, "x|<y>", -1, [], {}, 1e308, True, [[1]], {"a": {"b": 1}}, 10**30)
+
+
+def places(value, path=()):
+    """The paths of all values in what JSON holds."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from places(part, (*path, key))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(FILES_OF_A_RUN), st.data())
+def test_whatever_stands_in_a_file_there_is_a_report(file, data):
+    with tempfile.TemporaryDirectory() as root:
+        published = {"setting": "theirs", "mean_iou": 0.5}
+        sound, spoilt = (
+            written_runs.write_run(pathlib.Path(root, name), optim__learning_rate=rate, published=published)
+            for name, rate in (("sound", 0.1), ("spoilt", 0.2))
+        )
+        *before, last = (spoilt / file).read_text().splitlines() if file == "metrics.jsonl" else ["{}"]
+        value = json.loads(last if before else (spoilt / file).read_text())
+        place, odd = data.draw(st.sampled_from(list(places(value)))), data.draw(st.sampled_from(ODD))
+        whole = {"all": value}
+        part = whole
+        for key in ("all", *place)[:-1]:
+            part = part[key]
+        part[("all", *place)[-1]] = odd
+        (spoilt / file).write_text("\n".join([*before, json.dumps(whole["all"])]))
+        lines = []
+        compare([sound, spoilt], pathlib.Path(root, "out"), images=0, log=lines.append)
+        assert names(pathlib.Path(root, "out")) == FILES
+        assert lines[-1].startswith(("1 run of", "2 runs of"))
+        package.write_reproduction([sound, spoilt], str(pathlib.Path(root, "README.md")), log=lines.append)

@@ -37,7 +37,13 @@ def table(cards, *folders) -> list[dict[str, str]]:
 
 
 def test_a_line_has_what_was_measured_and_what_was_published(cards, write_run):
-    published = {"config": "a_net", "setting": "4 epochs | theirs", "split": "val", "data": "a subset", "f1": 0.37}
+    published = {
+        "config": "a_net",
+        "setting": "4 epochs | theirs",
+        "split": "val",
+        "data": "a subset",
+        "published/f1": 0.37,
+    }
     folder = write_run("a", published=published, evaluation={"published": {"f1": 0.7}}, data__dir="/somebody/camvid")
     [line] = table(cards, folder)
     assert line["config"] == "[`a_net`](a_net.py)"
@@ -61,6 +67,21 @@ def test_a_variant_is_compared_with_its_own_config(cards, write_run):
     assert line["data"] == "voc, in place of camvid"
     assert line["command"].endswith("a_net.py:as_published --config.data.name=voc`")
     assert line["published"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("workdir", "name"),
+    [
+        ("a_net", "a_net"),
+        ("a_net-as_published", "a_net:as_published"),
+        ("a_net_long-b-c", "a_net_long:b,c"),
+        ("a_net/train.seed=1", "a_net"),
+        ("a_network", ""),
+    ],
+)
+def test_a_run_is_of_the_config_that_its_workdir_is_called_after(cards, write_run, workdir, name):
+    (cards / "a_net_long.py").touch()
+    assert reproduce.config_name(runs.read_run(write_run(workdir)), cards) == name
 
 
 def test_a_run_of_no_config_there_has_no_command(cards, write_run):
@@ -104,5 +125,5 @@ def test_the_file_is_written_and_says_how(cards, write_run):
     write_reproduction([write_run("a"), cards / "no_run"], str(cards / "README.md"), log=lines.append)
     text = (cards / "README.md").read_text()
     assert text.startswith("# Published experiments") and f"--reproduce={cards / 'README.md'}" in text
-    assert "no_run" in lines[0] and lines[-1].startswith("1 runs")
+    assert "no_run" in lines[0] and lines[-1].startswith("1 run in")
     assert sorted(path.name for path in cards.iterdir() if path.is_file()) == ["README.md", "a_net.py"]

@@ -39,6 +39,7 @@ def test_an_old_run_is_read_from_its_metrics(write_run):
     assert row.mean("pixel_accuracy") == pytest.approx(200 / 250), "the better of two evaluations"
     assert row.counts is None
     assert tuple(row.iou) == ("sky", "road", "car")
+    assert "mean_iou" in row.evaluations[0].scores and "iou/sky" not in row.evaluations[0].scores
     run = row.group.runs[0]
     assert (run.step, run.status, run.images_per_second) == (12, "finished", 8.0)
     assert run.train_seconds == pytest.approx(12 / 4.0)
@@ -201,8 +202,8 @@ def test_other_data_and_other_classes_are_warned_of(write_run):
     assert "different data" in note and "camvid (here)" in note and "voc (elsewhere)" in note
 
 
-def test_a_figure_stands_beside_the_score_by_the_projects_own_definition(write_run):
-    published = {"setting": "elsewhere", "split": "val", "mean_iou": 0.54, "pixel_accuracy": 0.89, "config": "a:b"}
+def test_figures_are_of_their_split(write_run):
+    published = {"setting": "elsewhere", "split": "val", "published/mean_iou": 0.54, "pixel_accuracy": 0.89, "a": None}
     folder = write_run("a", published=published, evaluation={"published": {"mean_iou": 0.8, "f1": None}})
     [row], _ = read(folder)
     assert row.mean("published/mean_iou") == 0.8
