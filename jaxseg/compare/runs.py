@@ -344,18 +344,19 @@ def group(runs: Sequence[Run]) -> list[Group]:
         fields["class_names"] = run.class_names
         groups.setdefault(json.dumps(fields, sort_keys=True, default=str), Group([])).runs.append(run)
     found = list(groups.values())
-    labels = [_label([run.name for run in group.runs]) for group in found]
+    labels = [_label(group.runs) for group in found]
     for group, label in zip(found, labels, strict=True):
         group.label = label if labels.count(label) == 1 else ", ".join(run.name for run in group.runs)
     return found
 
 
-def _label(names: Sequence[str]) -> str:
-    """What the names of seeds begin with: `unet-seed=0` and `unet-seed=1` are `unet`."""
+def _label(runs: Sequence[Run]) -> str:
+    """What the names of seeds begin with: `unet-seed=0` and `unet-seed=1` are `unet`; or else the folder of both."""
+    names = [run.name for run in runs]
     if len(names) == 1:
         return names[0]
     start = re.sub(r"[-_=,./ ]*((train\.)?seed)?[-_=,./ ]*\d*$", "", _common_start(names))
-    return start or f"{names[0]} …"
+    return start or runs[0].path.parent.name
 
 
 def _common_start(names: Sequence[str]) -> str:

@@ -240,8 +240,9 @@ def test_short_names_tell_paths_apart_and_end_them(parts):
         (["cam0", "cam1", "cam2"], "cam"),
         (["lr=0.1,train.seed=0", "lr=0.1,train.seed=1"], "lr=0.1"),
         (["run10", "run11"], "run"),
-        (["0", "1"], "0 …"),
+        (["seed=0", "seed=1"], "folder"),
     ],
 )
 def test_seeds_are_called_by_what_their_names_begin_with(names, label):
-    assert runs._label(names) == label
+    of_seeds = [runs.Run(pathlib.Path("/folder", name), {}, [], {}, [], [], name) for name in names]
+    assert runs._label(of_seeds) == label
