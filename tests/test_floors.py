@@ -103,6 +103,17 @@ def test_importing_the_package_loads_not_even_jax():
     assert not loaded & (HEAVY | {"jax", "flax"})
 
 
+def test_importing_the_comparison_loads_not_even_jax():
+    assert not loaded_by("import jaxseg.compare") & (HEAVY | {"jax", "flax"})
+
+
+def test_the_comparison_is_drawn_by_hand():
+    for path in modules("compare"):
+        at_hand = {"jaxseg", "numpy", *sys.stdlib_module_names}
+        assert {name.split(".")[0] for name in imports_on_loading(path)} <= at_hand, path
+        assert {name.split(".")[0] for name in imports(path)} <= at_hand | {"PIL"}, path
+
+
 def test_training_steps_load_nothing_heavy():
     assert not loaded_by("import jaxseg.step, jaxseg.optim") & (HEAVY - {"orbax"})
 

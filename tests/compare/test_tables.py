@@ -1,0 +1,93 @@
+"""The table as Markdown and CSV."""
+
+import csv
+import io
+import re
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written_runs import COUNTS
+
+from jaxseg.compare import runs, tables
+
+
+def rows_of(*folders) -> list[runs.Row]:
+    return runs.rows(runs.group(runs.read_runs(folders)[0]))
+
+
+def cells(markdown: str) -> list[dict[str, str]]:
+    """The rows of a Markdown table by their headings."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    table = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len({len(line) for line in table}) == 1
+    return [dict(zip(table[0], line, strict=True)) for line in table[2:]]
+
+
+def three_seeds(write_run):
+    folders, values = [], []
+    for seed in range(3):
+        counts = COUNTS + 10 * seed * np.eye(3, dtype=int)
+        values.append(np.trace(counts) / counts.sum())
+        folders.append(write_run(f"net{seed}", counts=counts, train__seed=seed))
+    return folders, values
+
+
+def test_markdown_has_scores_and_what_they_cost(write_run):
+    folders, values = three_seeds(write_run)
+    published = {"setting": "their | setting", "pixel_accuracy": 0.9, "kappa": 0.5}
+    other = write_run("other", optim__learning_rate=0.5, published=published, about={"status": "stopped", "step": 6})
+    old = write_run("old", old=True, optim__learning_rate=0.6)
+    text = tables.markdown(rows_of(*folders, other, old), ["a | note"])
+    seeds, other, old = cells(text)
+    assert seeds["run"] == "net0, net1, net2" and seeds["seeds"] == "3"
+    assert seeds["pixel accuracy"] == f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+    assert seeds["pixel accuracy: published"] == "–"
+    assert (seeds["parameters"], seeds["multiply-adds"], seeds["images/s"]) == ("12,345", "6.78 G", "7.5")
+    assert (seeds["time"], seeds["hardware"], seeds["steps"]) == ("2 min", "cpu", "12 of 12")
+    assert (seeds["data"], seeds["split"], seeds["protocol"]) == ("camvid", "val", "whole image")
+    assert other["pixel accuracy"] == "0.8000" and other["pixel accuracy: published"] == "0.9000"
+    assert other["steps"] == "12 of 12, stopped"
+    assert (old["parameters"], old["multiply-adds"], old["hardware"]) == ("–", "–", "–")
+    assert old["time"] == "3 s"
+    assert "beside other: their | setting; kappa 0.5000 (not measured)" in text
+    assert "- a | note" in text
+
+
+def test_csv_has_all_digits_lowest_and_highest(write_run):
+    folders, values = three_seeds(write_run)
+    old = write_run("old", old=True, optim__learning_rate=0.6, published={"mean_iou": 0.5})
+    seeds, old = csv.DictReader(io.StringIO(tables.as_csv(rows_of(*folders, old))))
+    assert float(seeds["pixel_accuracy"]) == pytest.approx(statistics.mean(values), abs=1e-15)
+    assert float(seeds["pixel_accuracy_std"]) == pytest.approx(statistics.stdev(values), abs=1e-15)
+    assert (float(seeds["pixel_accuracy_min"]), float(seeds["pixel_accuracy_max"])) == (min(values), max(values))
+    assert (seeds["parameters"], seeds["multiply-adds"], seeds["time"]) == ("12345", "6780000000", "90.0")
+    assert seeds["step"] == "12;12;12"
+    assert 0 < float(seeds["iou/sky"]) < 1
+    assert (old["parameters"], old["mean_iou_std"], old["mean_iou_published"]) == ("", "", "0.5")
+    assert "–" not in tables.as_csv(rows_of(folders[0]))
+
+
+def test_columns_are_the_usual_scores_those_asked_for_and_any_other(write_run):
+    evaluation = {
+        "scores": {"mean_iou": 0.5, "micro_iou": 0.4, "boundary_f1": 0.3, "boundary_f1/sky": 0.3, "pixels": 9}
+    }
+    first = write_run("a", evaluation=evaluation)
+    assert tables.shown_scores(rows_of(first)) == ["mean_iou", "boundary_f1"]
+    second = write_run("b", evaluation=evaluation, published={"micro_iou": 0.8})
+    assert tables.shown_scores(rows_of(first, second)) == ["mean_iou", "micro_iou", "boundary_f1"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (29.9, "30 s"), (31, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds, text):
+    assert tables.duration(seconds) == text
+
+
+@given(st.text())
+def test_a_cell_never_leaves_its_column(text):
+    escaped = tables.escape(text)
+    assert not re.search(r"(?<!\\)\||[\n\r<]", escaped)
