@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import itertools
 import json
-import math
 import os
 import pathlib
 import re
@@ -20,12 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
+from jaxseg.compare import compare
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
 from jaxseg.process import Interrupted
@@ -236,21 +235,5 @@ def _passing_signals_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
 
 
 def _compare(runs: Sequence[Run], output: pathlib.Path, log: Callable[[str], object]) -> None:
-    if find_spec("jaxseg.compare"):
-        from jaxseg.compare import compare
-
-        compare([run.workdir for run in runs], output, log=log)
-        log((output / "table.md").read_text().rstrip())
-        return
-    groups: dict[str, list[float]] = {}
-    for run in runs:
-        mean_iou = json.loads((run.workdir / "evaluations" / "val-best.json").read_text())["scores"]["mean_iou"]
-        key = _name({field: value for field, value in run.values.items() if field != SEED}) or "all"
-        groups.setdefault(key, []).append(math.nan if mean_iou is None else mean_iou)
-    rows = [(key, len(v), statistics.mean(v), statistics.stdev(v) if len(v) > 1 else 0.0) for key, v in groups.items()]
-    lines = ["| config | runs | mean IoU | spread |", "|---|---:|---:|---:|"]
-    lines += [f"| {key} | {count} | {mean:.4f} | {spread:.4f} |" for key, count, mean, spread in rows]
-    (output / "table.md").write_text("\n".join(lines) + "\n")
-    cells = [f'"{key}",{count},{mean},{spread}' for key, count, mean, spread in rows]
-    (output / "table.csv").write_text("\n".join(["config,runs,mean_iou,spread", *cells]) + "\n")
-    log("\n".join(lines))
+    compare([run.workdir for run in runs], output, log=log)
+    log((output / "table.md").read_text().rstrip())
