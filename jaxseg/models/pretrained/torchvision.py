@@ -1,7 +1,7 @@
 """torchvision's names: its classifiers as backbones, and its segmentation models."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from flax import linen as nn
@@ -91,7 +91,7 @@ BACKBONE_OPTIONS = {
 
 
 def has(backbone: nn.Module) -> bool:
-    """Whether torchvision has such a classifier."""
+    """Whether torchvision has such a classifier; which of its features are taken does not matter."""
     return type(backbone) in BACKBONES and not getattr(backbone, "deep_stem", False)
 
 
@@ -108,16 +108,17 @@ def fcn_head(ours: str, theirs: str) -> Iterator[Entry]:
     yield from conv((ours, "classifier"), f"{theirs}.4", bias=True, role="head")
 
 
-def aspp(theirs: str, depthwise_separable: bool = False) -> Iterator[Entry]:
+def aspp(model: deeplab.DeepLabV3 | deeplab.DeepLabV3Plus, theirs: str) -> Iterator[Entry]:
     """`ASPP`, which SMP calls alike; only there the atrous convolutions may be depthwise separable."""
     yield from conv_bn(("aspp", "conv"), f"{theirs}.convs.0.0", f"{theirs}.convs.0.1")
-    for i in range(3):
+    for i in range(len(model.rates)):
         ours, branch = ("aspp", f"atrous_{i}"), f"{theirs}.convs.{i + 1}"
-        if depthwise_separable:
+        if model.separable:
             yield from separable(ours, f"{branch}.0.0", f"{branch}.0.1", f"{branch}.1")
         else:
             yield from conv_bn(ours, f"{branch}.0", f"{branch}.1")
-    yield from conv_bn(("aspp", "pooling"), f"{theirs}.convs.4.1", f"{theirs}.convs.4.2")
+    pooling = f"{theirs}.convs.{len(model.rates) + 1}"
+    yield from conv_bn(("aspp", "pooling"), f"{pooling}.1", f"{pooling}.2")
     yield from conv_bn(("aspp", "project"), f"{theirs}.project.0", f"{theirs}.project.1")
 
 
@@ -132,11 +133,17 @@ def fcns(model: fcn.FCN) -> Iterator[Entry]:
 def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
     """`deeplabv3_resnet50` and its like."""
     yield from segmentation_backbone(model)
-    yield from aspp("classifier.0")
+    yield from aspp(model, "classifier.0")
     yield from conv_bn(("aspp_out",), "classifier.1", "classifier.2")
     yield from conv(("classifier",), "classifier.4", bias=True, role="head")
     if model.aux_head:
         yield from fcn_head("auxiliary", "aux_classifier")
+
+
+def is_default(network: nn.Module, fields: Iterable[str]) -> bool:
+    """Whether those of `fields` that a network has are as its class has them."""
+    kind = type(network)
+    return all(getattr(network, field, None) == getattr(kind, field, None) for field in fields)
 
 
 # Whole segmentation models, by the type of ours.
@@ -186,6 +193,6 @@ def classifier_layout(model: nn.Module) -> Layout | None:
 def model_layout(model: nn.Module) -> Layout | None:
     """torchvision's names for a segmentation model's tensors; None where torchvision has no such network."""
     names = MODELS.get(type(model))
-    if names is None or not has(model.backbone) or getattr(model, "separable", False):
+    if names is None or not has(model.backbone) or not is_default(model, ("separable", "aspp_out", "depth")):
         return None
     return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))
