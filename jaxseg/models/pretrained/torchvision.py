@@ -140,14 +140,16 @@ def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
         yield from fcn_head("auxiliary", "aux_classifier")
 
 
-def is_default(network: nn.Module, fields: Iterable[str]) -> bool:
-    """Whether those of `fields` that a network has are as its class has them."""
-    kind = type(network)
-    return all(getattr(network, field, None) == getattr(kind, field, None) for field in fields)
-
-
 # Whole segmentation models, by the type of ours.
 MODELS = {deeplab.DeepLabV3: deeplabv3, fcn.FCN: fcns}
+
+# Options that torchvision doesn't have: fields that must be as they are by default.
+FIXED = {deeplab.DeepLabV3: ("separable", "aspp_out", "depth")}
+
+
+def is_default(network: nn.Module, fields: Iterable[str]) -> bool:
+    """Whether fields of a network are as its class has them."""
+    return all(getattr(network, field) == getattr(type(network), field) for field in fields)
 
 
 def unused(name: str) -> bool:
@@ -193,6 +195,6 @@ def classifier_layout(model: nn.Module) -> Layout | None:
 def model_layout(model: nn.Module) -> Layout | None:
     """torchvision's names for a segmentation model's tensors; None where torchvision has no such network."""
     names = MODELS.get(type(model))
-    if names is None or not has(model.backbone) or not is_default(model, ("separable", "aspp_out", "depth")):
+    if names is None or not has(model.backbone) or not is_default(model, FIXED.get(type(model), ())):
         return None
     return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))
