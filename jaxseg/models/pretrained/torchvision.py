@@ -195,6 +195,8 @@ def classifier_layout(model: nn.Module) -> Layout | None:
 def model_layout(model: nn.Module) -> Layout | None:
     """torchvision's names for a segmentation model's tensors; None where torchvision has no such network."""
     names = MODELS.get(type(model))
-    if names is None or not has(model.backbone) or not is_default(model, FIXED.get(type(model), ())):
+    if names is None or not has(model.backbone) or getattr(model.backbone, "expanded_features", False):
+        return None
+    if not is_default(model, FIXED.get(type(model), ())):
         return None
     return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))
