@@ -31,35 +31,29 @@ def discriminator_optimizer(learning_rate: float) -> optax.GradientTransformatio
 def create_refine_state(
     model: Refined,
     discriminator: PatchGAN,
-    first: Mapping[str, Any],
+    variables: Mapping[str, Any],
     tx: optax.GradientTransformation,
     discriminator_tx: optax.GradientTransformation,
     *,
     seed: int,
 ) -> TrainState:
-    """The state before the first step; the refiner, fresh, leaves what the first stage predicts as it is.
+    """The state before the first step.
 
     Args:
-      first: the trained variables of `model.first`, `{'params', 'batch_stats'}`.
+      variables: of `model`: those of a trained network at `first`, fresh ones at `refiner`.
       tx: the refiner's optimizer.
-      seed: of the refiner and of the discriminator.
+      seed: of the discriminator.
     """
 
     def init(key):
         images, probs = jnp.zeros((1, 64, 64, model.in_channels)), jnp.zeros((1, 64, 64, model.num_classes))
-        keys = jax.random.split(key)
-        refiner = model.refiner.init(keys[0], images, probs, train=False)
-        judge = discriminator.init(keys[1], images, probs, train=False)
+        judge = discriminator.init(key, images, probs, train=False)
         judge["opt_state"] = discriminator_tx.init(judge["params"])
-        return refiner, {"refiner": tx.init(refiner["params"]), "discriminator": judge}
+        return {"refiner": tx.init(variables["params"]["refiner"]), "discriminator": judge}
 
     # Compiled as one program: run operation by operation it takes many times longer.
-    refiner, opt_state = jax.jit(init)(jax.random.key(seed))
-    params = {"first": first["params"], "refiner": refiner["params"]}
-    batch_stats = {"refiner": refiner["batch_stats"]}
-    if first["batch_stats"]:
-        batch_stats["first"] = first["batch_stats"]
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
+    opt_state = jax.jit(init)(jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state)
 
 
 def create_refine_step(

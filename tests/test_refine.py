@@ -51,9 +51,9 @@ def create_step(mesh, **fields):
 @pytest.fixture(scope="module")
 def start():
     """The state before the first step, on the host."""
-    first = init_variables(MODEL.first, 0)
-    first["batch_stats"]["bn"]["mean"] += 0.3
-    state = create_refine_state(MODEL, DISCRIMINATOR, first, TX, DISCRIMINATOR_TX, seed=0)
+    variables = init_variables(MODEL, 0)
+    variables["batch_stats"]["first"]["bn"]["mean"] += 0.3
+    state = create_refine_state(MODEL, DISCRIMINATOR, variables, TX, DISCRIMINATOR_TX, seed=0)
     return jax.tree.map(np.asarray, state)
 
 
@@ -80,13 +80,6 @@ def test_the_state_has_the_variables_of_the_network(start):
     due, found = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (like, start.variables))
     assert found == due
     assert start.opt_state["discriminator"].keys() == {"params", "batch_stats", "opt_state"}
-
-
-def test_a_first_stage_without_statistics_has_none(start):
-    dense = {"dense": start.params["first"]["dense"]}
-    first = {"params": dense, "batch_stats": {}}
-    state = jax.eval_shape(lambda: create_refine_state(MODEL, DISCRIMINATOR, first, TX, DISCRIMINATOR_TX, seed=0))
-    assert state.batch_stats.keys() == {"refiner"}
 
 
 def test_the_first_losses_are_those_of_the_first_stage_and_of_a_discriminator_that_knows_nothing(start, run):
