@@ -58,6 +58,15 @@ def get_config() -> ConfigDict:
     loss.label_smoothing = 0.0  # share of cross_entropy's target spread over all classes
     loss.class_weights = ""  # '' for ones, or median_frequency, where the data set publishes them
 
+    # A second stage behind a trained network, which stays as it is: see jaxseg/refine.py. model.* is the first one's,
+    # optim.* the refiner's.
+    config.refine = refine = ConfigDict()
+    refine.base = ""  # workdir of the run whose best checkpoint is the first stage; '': no second stage
+    refine.lambda_cross_entropy = 100.0  # weight of the cross entropy beside the adversarial loss
+    refine.width = 32  # channels of the refiner's first convolution
+    refine.discriminator_width = 64  # channels of the discriminator's
+    refine.discriminator_learning_rate = 2e-4
+
     config.optim = optim = ConfigDict()
     optim.name = "adam"  # adam, adamw or sgd
     optim.learning_rate = 1e-3

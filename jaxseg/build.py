@@ -9,21 +9,24 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint
 from jaxseg import config as configs
-from jaxseg.data import DataInfo, Dataset, pipeline, transforms
+from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.lookup import lookup
 from jaxseg.losses import LOSSES
 from jaxseg.models import pretrained
+from jaxseg.models.pix2pix import PatchGAN, Refined
 from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
+from jaxseg.refine import create_refine_state, create_refine_step, discriminator_optimizer
 from jaxseg.score import build_eval_step
-from jaxseg.state import create_state, init_variables
+from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate
 
 LOWER_IS_BETTER = "loss"  # of all scores that `train.best` may name, the one to be minimised
@@ -53,6 +56,8 @@ def create_steps(
 ) -> Steps:
     """The steps of a config and the state that they begin with. Another way of training is another `Steps` from here.
 
+    With a `refine.base` they are those of the second stage, see `refine.create_refine_step`.
+
     Raises:
       UserError: an unknown optimizer or schedule, class weights that the data has none of, no backbone to freeze.
     """
@@ -65,25 +70,41 @@ def create_steps(
         raise UserError(f"optim.freeze_backbone is set, but {config.model.name} on {config.model.backbone} has none")
     if weights:
         variables = weights.into(variables)
-    train_step = create_train_step(
-        model,
-        tx,
-        mesh,
-        **scale,
-        seed=config.train.seed,
-        losses={name: config.loss[name] for name in LOSSES},
-        auxiliary_weight=config.loss.auxiliary,
-        class_weights=class_weights,
-        label_smoothing=config.loss.label_smoothing,
-        ignore_label=info.ignore_label,
-        freeze_backbone=optim.freeze_backbone,
-        accumulate=config.train.accumulate,
-        ema_decay=config.train.ema_decay,
-    )
+    if config.refine.base:
+        discriminator = PatchGAN(config.refine.discriminator_width, dtype=model.refiner.dtype)
+        networks = (model, discriminator)
+        txs = (tx, discriminator_optimizer(config.refine.discriminator_learning_rate))
+        state = create_refine_state(*networks, variables, *txs, seed=config.train.seed)
+        train_step = create_refine_step(
+            *networks,
+            *txs,
+            mesh,
+            **scale,
+            cross_entropy_weight=config.refine.lambda_cross_entropy,
+            class_weights=class_weights,
+            ignore_label=info.ignore_label,
+        )
+    else:
+        state = create_state(variables, tx, ema=config.train.ema_decay > 0)
+        train_step = create_train_step(
+            model,
+            tx,
+            mesh,
+            **scale,
+            seed=config.train.seed,
+            losses={name: config.loss[name] for name in LOSSES},
+            auxiliary_weight=config.loss.auxiliary,
+            class_weights=class_weights,
+            label_smoothing=config.loss.label_smoothing,
+            ignore_label=info.ignore_label,
+            freeze_backbone=optim.freeze_backbone,
+            accumulate=config.train.accumulate,
+            ema_decay=config.train.ema_decay,
+        )
     whole = NamedSharding(mesh, P())
     note = jax.jit(functools.partial(note_evaluation, optim), out_shardings=whole)
     return Steps(
-        state=replicate(create_state(variables, tx, ema=config.train.ema_decay > 0), mesh),
+        state=replicate(state, mesh),
         train=train_step,
         evaluate=build_eval_step(config, model, mesh, info),
         learning_rate=lambda state: learning_rate(schedule, state.opt_state, int(state.step) - 1),
@@ -97,13 +118,17 @@ def read_weights(
     """What a run starts from: its config with the normalisation it will have, weights if any, and lines on both.
 
     Raises:
-      UserError: the weights can't be read or are of another network.
+      UserError: the weights, or the run that is to be refined, can't be read or are of another network.
     """
     if checkpoint.has_any(workdir, "latest"):
         # All is saved there: it goes on without the weights' file.
         before = configs.read(workdir).data
         return configs.with_normalisation(config, before.mean, before.std), None, []
-    weights = pretrained.read_weights(model, config.model.weights) if config.model.weights else None
+    weights = None
+    if config.refine.base:
+        weights = _first_stage(config, model)
+    elif config.model.weights:
+        weights = pretrained.read_weights(model, config.model.weights)
     mean, std = (weights.mean, weights.std) if weights else (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
     resolved = configs.with_normalisation(config, mean, std)
     if not weights:
@@ -114,6 +139,27 @@ def read_weights(
         if set_to and not np.allclose(set_to, theirs, atol=1e-3):
             lines.append(f"data.{field} is set to {set_to}; the weights were trained with {theirs}")
     return resolved, weights, lines
+
+
+def _first_stage(config: ConfigDict, model: Refined) -> pretrained.Weights:
+    """The trained network of the run at `refine.base`, as weights of the network that has a refiner behind it."""
+    base, folder = configs.read(config.refine.base), config.refine.base
+    if base.refine.base:
+        raise UserError(f"refine.base is {folder}, which has a refiner already: give the run that it refined")
+    theirs, ours = (configs.flatten(c.model, "model.") for c in (base, config))
+    for field in sorted({*theirs, *ours} - {"model.weights", "model.dtype"}):
+        if theirs.get(field) != ours.get(field):
+            raise UserError(
+                f"refine.base is {folder}, a run with {field} {theirs.get(field, 'not set')}, and here it is "
+                f"{ours.get(field, 'not set')}: set it so, or take all from there, --config={configs.__file__}:{folder}"
+            )
+    configs.check_same_classes(data_info(config.data.name, config.data.version, config.data.dir), folder, base)
+    with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
+        kind, step = checkpoints.find("best")
+        variables = checkpoints.restore_variables(abstract_variables(model.first), kind, step)
+    tensors = {(path[0], "first", *path[1:]): np.asarray(tensor) for path, tensor in flatten_dict(variables).items()}
+    report = (f"the network of {folder} at step {step} is the first stage, and stays as it is",)
+    return pretrained.Weights(tensors, tuple(base.data.mean), tuple(base.data.std), report)
 
 
 def check_batch_sizes(config: ConfigDict, mesh: Mesh) -> None:

@@ -17,6 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, create_model
+from jaxseg.models.pix2pix import Refined, Refiner
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 from jaxseg.published import DEFINITIONS
 
@@ -67,6 +68,10 @@ RANGES = {
     **{f"loss.{name}": (0, True) for name in LOSSES},
     "loss.auxiliary": (0, True),
     "loss.label_smoothing": (0, True),
+    "refine.lambda_cross_entropy": (0, False),
+    "refine.width": (1, True),
+    "refine.discriminator_width": (1, True),
+    "refine.discriminator_learning_rate": (0, False),
     "optim.learning_rate": (0, False),
     "optim.backbone_lr_scale": (0, True),
     "optim.poly_power": (0, True),
@@ -88,6 +93,17 @@ RANGES = {
     "train.seed": (0, True),
     "eval.stride": (0, True),
     "eval.boundary_tolerance": (0, True),
+}
+
+
+# Fields that the step of the second stage knows nothing of, and their defaults.
+WHEN_REFINING = {
+    **{f"loss.{name}": 0.0 for name in LOSSES},
+    "loss.cross_entropy": 1.0,
+    "loss.label_smoothing": 0.0,
+    "optim.freeze_backbone": False,
+    "train.accumulate": 1,
+    "train.ema_decay": 0.0,
 }
 
 
@@ -135,6 +151,10 @@ def validate(config: ConfigDict) -> None:
     for field in ("loss.label_smoothing", "optim.plateau_factor", "train.ema_decay"):
         if flat[field] >= 1:
             raise UserError(f"{field} is {flat[field]}: it must be less than 1")
+    if flat["refine.base"]:
+        for field, due in WHEN_REFINING.items():
+            if flat[field] != due:
+                raise UserError(f"{field} is {flat[field]}: with a refine.base it must be {due}")
     if not any(flat[f"loss.{name}"] for name in LOSSES):
         raise UserError(f"no loss is left to train on: set one of {', '.join(f'loss.{name}' for name in LOSSES)}")
     if flat["optim.plateau_floor"] > flat["optim.learning_rate"]:
@@ -188,13 +208,13 @@ def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of a config.
+    """The network of a config, with a refiner behind it where there is a `refine.base`.
 
     Raises:
       UserError: its name, backbone, stride or options are none that there are.
     """
     model = config.model
-    return create_model(
+    network = create_model(
         model.name,
         backbone=model.backbone,
         num_classes=num_classes,
@@ -203,6 +223,9 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
         backbone_options=_options(model.backbone_options),
         **_options(model.options),
     )
+    if not config.refine.base:
+        return network
+    return Refined(network, Refiner(num_classes, config.refine.width, dtype=DTYPES[model.dtype]))
 
 
 def _options(options: ConfigDict) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxseg"
 
-MODEL_HALF = ("models", "losses", "metrics", "optim", "state", "step", "lookup", "errors")
+MODEL_HALF = ("models", "losses", "metrics", "optim", "refine", "state", "step", "lookup", "errors")
 LIBRARIES = {"jax", "flax", "optax", "numpy", "ml_collections", "safetensors"}
 # What one file may import besides, inside a function: not everybody has it, and few need it.
 WHEN_NEEDED = {

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup, nearest
-from jaxseg.models import deeplab, fcn, fpn, pspnet, segnet, unet
+from jaxseg.models import deeplab, fcn, fpn, pix2pix, pspnet, segnet, unet
 from jaxseg.models.backbones import BACKBONES, OUTPUT_STRIDES
 
 # Family: backbone: network. What is no name of BACKBONES is a network with an encoder of its own.
@@ -21,6 +21,7 @@ FAMILIES: dict[str, dict[str, type[nn.Module]]] = {
     "segnet": {name: segnet.SegNet for name in BACKBONES if name.startswith("vgg")}
     | {"basic": segnet.SegNetBasic, "constant": segnet.SegNetConstant},
     "unet": dict.fromkeys(BACKBONES, unet.UNet) | {"plain": unet.PlainUNet},
+    "unet_pix2pix": dict.fromkeys(BACKBONES, pix2pix.UNetPix2Pix),
 }
 
 # Why a family does not take every backbone.

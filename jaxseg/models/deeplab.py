@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.errors import UserError
 from jaxseg.models.fcn import FCNHead
 from jaxseg.models.layers import ConvBN, SeparableConvBN, check_images, classifier, resize_bilinear
 
@@ -18,13 +19,13 @@ from jaxseg.models.layers import ConvBN, SeparableConvBN, check_images, classifi
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling with image-level features (DeepLabV3, Chen et al. 2017, section 3.3).
 
-    `[B, h, w, C]` to `[B, h, w, features]`. Five branches: 1x1, a 3x3 at each of three rates, the image's mean; then a
-    1x1 over all of them and dropout. In training the image's mean needs more than one image a batch: its BatchNorm has
-    one value an image to normalise.
+    `[B, h, w, C]` to `[B, h, w, features]`. Branches: 1x1, a 3x3 at each of the rates, three as published, the image's
+    mean; then a 1x1 over all of them and dropout. In training the image's mean needs more than one image a batch: its
+    BatchNorm has one value an image to normalise.
     """
 
     features: int
-    rates: tuple[int, int, int]
+    rates: tuple[int, ...]
     separable: bool
     dropout: float
     norm_between: bool = False
@@ -58,24 +59,33 @@ class DeepLabV3(nn.Module):
     and the backbone's `first_block_features=True`.
 
     Fields:
-      backbone: a backbone module; its last feature feeds the pyramid.
-      rates: of the atrous convolutions. The paper pairs output stride 16 with (6, 12, 18), 8 with (12, 24, 36).
+      backbone: a backbone module.
+      depth: which of its features feeds the pyramid, 3 (at stride 8) to 5 (the last). Layers behind it have no
+        variables.
+      rates: of the atrous convolutions, any number. The paper pairs output stride 16 with (6, 12, 18), 8 with (12, 24,
+        36).
       separable: whether the pyramid's atrous convolutions are depthwise separable.
       dropout: of the pyramid.
+      aspp_out: whether a 3x3 convolution follows the pyramid.
       align_corners: of the resizing to the size of the images, see `resize_bilinear`.
       aux_head: whether there are auxiliary logits, from an `FCNHead`; see `create_model`.
       aux_feature: index of the feature that the auxiliary head sees: 3 is the stage before the last.
       aux_dropout: of the auxiliary head.
       dtype: of the computation; parameters, BatchNorm's statistics and logits are float32.
+
+    Raises:
+      UserError: `depth` is none of 3, 4 and 5, or the auxiliary head's feature lies behind it.
     """
 
     backbone: nn.Module
     num_classes: int
     in_channels: int = 3
-    rates: tuple[int, int, int] = (12, 24, 36)
+    depth: int = 5
+    rates: tuple[int, ...] = (12, 24, 36)
     separable: bool = False
     features: int = 256
     dropout: float = 0.5
+    aspp_out: bool = True
     align_corners: bool = True
     aux_head: bool = False
     aux_feature: int = 3
@@ -86,7 +96,11 @@ class DeepLabV3(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
-        features = self.backbone(images.astype(self.dtype), train=train)
+        if self.depth not in (3, 4, 5):
+            raise UserError(f"depth is {self.depth}: it must be 3, 4 or 5")
+        if self.aux_head and self.aux_feature >= self.depth:
+            raise UserError(f"aux_feature is {self.aux_feature}, and depth {self.depth}: it must be less than that")
+        features = self.backbone(images.astype(self.dtype), train=train, depth=self.depth)
 
         def full_size(logits: jax.Array) -> jax.Array:
             return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=self.align_corners)
@@ -99,7 +113,8 @@ class DeepLabV3(nn.Module):
 
         aspp = ASPP(self.features, self.rates, self.separable, self.dropout, dtype=self.dtype, name="aspp")
         x = aspp(features[-1], train=train)
-        x = ConvBN(self.features, 3, dtype=self.dtype, name="aspp_out")(x, train=train)
+        if self.aspp_out:
+            x = ConvBN(self.features, 3, dtype=self.dtype, name="aspp_out")(x, train=train)
         return full_size(classifier(self.num_classes, self.dtype)(x))
 
 
@@ -130,7 +145,7 @@ class DeepLabV3Plus(nn.Module):
     backbone: nn.Module
     num_classes: int
     in_channels: int = 3
-    rates: tuple[int, int, int] = (12, 24, 36)
+    rates: tuple[int, ...] = (12, 24, 36)
     separable: bool = True
     features: int = 256
     dropout: float = 0.5

@@ -219,6 +219,24 @@ def test_mobilenet_v3_dilates_as_torchvision_in_its_segmentation_models():
     assert [feature.shape[-1] for feature in features] == [16, 24, 40, 80, 960]
 
 
+# What TensorFlow's segmentation tutorial takes of MobileNetV2 is, down to its `block_13_expand_relu` and
+# `block_16_project`, what Keras counts: trainable, statistics.
+EXPANDED = {4: (598_976, 17_280), 5: (1_811_072, 30_912)}
+
+
+@pytest.mark.parametrize("depth", EXPANDED)
+def test_expanded_features_of_mobilenet_v2_are_those_of_the_tutorial_and_nothing_is_made_behind_them(depth):
+    images = jax.ShapeDtypeStruct((1, 75, 97, 3), jnp.float32)
+    backbone = BACKBONES["mobilenet_v2"](expanded_features=True)
+    features, variables = jax.eval_shape(
+        lambda x: backbone.init_with_output(jax.random.key(0), x, train=False, depth=depth), images
+    )
+    due = [(38, 49, 96), (19, 25, 144), (10, 13, 192), (5, 7, 576), (3, 4, 320)]
+    assert [feature.shape[1:] for feature in features] == due[:depth]
+    counts = (sum(leaf.size for leaf in jax.tree.leaves(variables[kind])) for kind in ("params", "batch_stats"))
+    assert tuple(counts) == EXPANDED[depth]
+
+
 def test_a_deep_stem_is_that_of_resnet_v1c():
     """timm's `resnet50c` without its classifier."""
     images = jax.ShapeDtypeStruct((1, 75, 97, 3), jnp.float32)

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "fpn": ["", "mobilenet_v2,camvid"],
     "segnet": ["", "voc", "basic,camvid", "constant,shapes"],
     "unet": ["", "mobilenet_v2,camvid", "plain,camvid"],
+    "unet_pix2pix": ["", "resnet18,camvid"],
     "pspnet": ["", *(f"{b},camvid" for b in BACKBONES)],
 }
 

@@ -17,9 +17,10 @@ from family_checks import (
     train_on_two_images,
 )
 
+from jaxseg.errors import UserError
 from jaxseg.models import create_model
 from jaxseg.models.deeplab import DeepLabV3, DeepLabV3Plus
-from jaxseg.models.pretrained import smp
+from jaxseg.models.pretrained import smp, torchvision
 
 # segmentation_models_pytorch 0.6.0, 21 classes: trainable, of which encoder; float buffers.
 COUNTS = {
@@ -80,6 +81,30 @@ def test_counts_on_xception_are_those_of_the_form_of_the_authors():
         assert (trainable, statistics) == (41_050_273 + 257 * (num_classes - 1), 202_800)
 
 
+# Of a project on VOC: up to `block_13_expand_relu` of Keras' MobileNetV2, a pyramid of two rates and no more.
+ON_EXPANDED = {
+    "backbone": "mobilenet_v2",
+    "backbone_options": {"expanded_features": True},
+    "output_stride": 32,
+    "depth": 4,
+    "rates": (6, 12),
+    "features": 128,
+    "aspp_out": False,
+}
+
+
+def test_counts_on_expanded_features_are_those_of_the_rebuilt_network():
+    trainable, backbone, statistics = counts(deeplabv3(**ON_EXPANDED))
+    assert (trainable, backbone, trainable + statistics) == (2_143_061, 598_976, 2_161_621)
+
+
+def test_a_depth_that_can_not_be_is_refused():
+    with pytest.raises(UserError, match="depth is 2: it must be 3, 4 or 5"):
+        shapes(deeplabv3(depth=2))
+    with pytest.raises(UserError, match="aux_feature is 3, and depth 3: it must be less"):
+        shapes(deeplabv3(depth=3, aux_head=True))
+
+
 def test_plain_atrous_convolutions_have_the_parameters_of_full_kernels():
     _, separable = shapes(deeplab())
     _, plain = shapes(deeplab(separable=False))
@@ -126,9 +151,23 @@ def test_other_forms_are_not_given_the_names_of_a_library_that_has_them_not(opti
     assert smp.model_layout(deeplab(**option)) is None
 
 
-def test_deeplabv3_hears_the_last_feature_and_no_other():
+@pytest.mark.parametrize("fields", [{"depth": 4}, {"rates": (6, 12)}, {"aspp_out": False}])
+def test_other_forms_of_deeplabv3_are_not_given_the_names_of_a_library_that_has_them_not(fields):
+    assert torchvision.model_layout(deeplabv3()) is not None
+    assert smp.model_layout(deeplabv3()) is not None
+    assert smp.model_layout(deeplabv3(**fields)) is None
+    # Any number of rates is one of torchvision's own.
+    assert (torchvision.model_layout(deeplabv3(**fields)) is not None) == ("rates" in fields)
+
+
+@pytest.mark.parametrize(("depth", "stride"), [(5, 32), (4, 16), (3, 8)])
+def test_deeplabv3_hears_the_feature_of_its_depth_and_no_other(depth, stride):
+    model = DeepLabV3(Pools(), 3, rates=(1, 2), features=8, depth=depth)
+    assert strides_heard(model, random_images(2, 64, 64, 3)) == {stride}
+
+
+def test_deeplabv3_scores_an_image_alike_in_any_batch():
     model = DeepLabV3(Pools(8), 3, rates=(1, 2, 3), features=8)
-    assert strides_heard(model, random_images(2, 64, 64, 3)) == {32}
     check_scores_alike_in_any_batch(model, random_images(3, 48, 80, 3))
 
 

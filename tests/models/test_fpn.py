@@ -18,6 +18,7 @@ from flax import linen as nn
 from jaxseg.errors import UserError
 from jaxseg.models import create_model
 from jaxseg.models.fpn import FPN
+from jaxseg.models.pretrained import smp
 
 # segmentation_models_pytorch 0.6.0, 21 classes: trainable, of which encoder; float buffers.
 COUNTS = {
@@ -41,6 +42,25 @@ def test_counts_are_those_of_the_published_network(backbone):
     assert counts(fpn(backbone)) == COUNTS[backbone]
 
 
+# Keras' segmentation_models 1.0.1, on MobileNet: classes, trainable, statistics.
+KERAS = {
+    "merge": "cat",
+    "finest": 1,
+    "norm": "batch",
+    "convs": 2,
+    "upsampling": "nearest",
+    "conv_head": True,
+    "align_corners": False,
+    "dropout": 0.0,
+}
+
+
+@pytest.mark.parametrize(("num_classes", "due"), [(12, 6_091_596), (21, 6_101_973)])
+def test_counts_of_keras_form_are_those_of_its_library(num_classes, due):
+    trainable, _, statistics = counts(fpn("mobilenet_v1", num_classes, **KERAS))
+    assert (trainable, trainable + statistics) == (due, due + 24_192)
+
+
 def test_concatenation_only_widens_the_classifier():
     assert counts(fpn(merge="cat"))[0] - counts(fpn())[0] == 3 * 128 * 21
 
@@ -53,13 +73,41 @@ def test_logits_are_as_large_as_the_images(image_size, output_stride):
     assert logits.dtype == jnp.float32
 
 
-def test_another_merge_is_refused_with_those_that_there_are():
-    with pytest.raises(UserError, match=r"unknown merge 'sum'.*add.*cat"):
-        shapes(fpn(merge="sum"))
+@pytest.mark.parametrize("image_size", SIZES)
+def test_logits_of_keras_form_are_as_large_as_the_images(image_size):
+    logits, _ = shapes(fpn("mobilenet_v2", 5, **KERAS), image_size)
+    assert logits.shape == (2, *image_size, 5)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"merge": "sum"}, r"unknown merge 'sum'.*add.*cat"),
+        ({"norm": "layer"}, r"unknown norm 'layer'.*batch, group"),
+        ({"upsampling": "cubic"}, r"unknown upsampling 'cubic'.*bilinear, nearest"),
+        ({"finest": 3}, "finest is 3: it must be 1 or 2"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(fields, words):
+    with pytest.raises(UserError, match=words):
+        shapes(fpn(**fields))
+
+
+@pytest.mark.parametrize("option", [{"norm": "batch"}, {"finest": 1}, {"convs": 2}, {"conv_head": True}])
+def test_other_forms_are_not_given_the_names_of_a_library_that_has_them_not(option):
+    assert smp.model_layout(fpn()) is not None
+    assert smp.model_layout(fpn(**option)) is None
 
 
 def small(**fields) -> FPN:
     return FPN(Pools(), 3, pyramid_features=16, features=32, **fields)
+
+
+def test_keras_form_hears_every_feature_and_keeps_statistics():
+    model = small(**KERAS)
+    assert strides_heard(model, random_images(2, 64, 64, 3)) == {2, 4, 8, 16, 32}
+    assert counts(model)[2] == 2 * 32 * (4 * 2 + 1)
 
 
 @pytest.mark.parametrize("merge", ["add", "cat"])
@@ -67,8 +115,9 @@ def test_the_logits_hear_every_feature_but_the_finest(merge):
     assert strides_heard(small(merge=merge), random_images(2, 64, 64, 3)) == {4, 8, 16, 32}
 
 
-def test_an_image_is_scored_alike_in_any_batch():
-    check_scores_alike_in_any_batch(small(), random_images(3, 48, 80, 3))
+@pytest.mark.parametrize("fields", [{}, KERAS])
+def test_an_image_is_scored_alike_in_any_batch(fields):
+    check_scores_alike_in_any_batch(small(**fields), random_images(3, 48, 80, 3))
 
 
 def test_dropout_leaves_out_whole_channels_of_what_was_merged():

@@ -513,6 +513,34 @@ def test_layers_that_the_network_stops_before_are_left_out_and_come_back_without
     assert not any("stops before" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("library", "options"), [("torchvision", {}), ("keras", {"uneven_padding": True, "epsilon": 1e-3})]
+)
+def test_mobilenet_v2_gives_expanded_features_from_a_classifiers_weights(library, options):
+    """What stands behind the last of them, in the last block a BatchNorm, is without use."""
+    whole = create_model("unet_pix2pix", backbone="mobilenet_v2", num_classes=2).backbone
+    layout = BACKBONE_LAYOUTS[library](whole)
+    flat = flatten_dict(backbone_shapes(whole))
+    tensors = {e.name: np.ones(e.their_shape(flat[e.path].shape), np.float32) for e in layout.entries}
+    options = {**options, "expanded_features": True}
+    model = create_model("unet_pix2pix", backbone="mobilenet_v2", num_classes=2, backbone_options=options)
+    loaded, lines = read(model, tensors)
+    assert loaded.keys() == {(path[0], "backbone", *path[1:]) for path in flatten_dict(backbone_shapes(model.backbone))}
+    assert "9 tensors of layers that UNetPix2Pix stops before are left out" in lines
+    assert not any("backbone_options" in line for line in lines)
+    # So much of a network that another library has not can't be exported under its names.
+    assert not any(find(model) for find in MODEL_LAYOUTS.values())
+    assert smp.model_layout(create_model("unet", backbone="mobilenet_v2", num_classes=2)) is not None
+    for family in ("unet", "deeplabv3"):
+        on_expanded = create_model(family, backbone="mobilenet_v2", num_classes=2, backbone_options=options)
+        assert not any(find(on_expanded) for find in MODEL_LAYOUTS.values())
+
+
+def backbone_shapes(backbone):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), images)
+
+
 def test_backbone_options_that_the_weights_want_are_told(monkeypatch):
     find = BACKBONE_LAYOUTS["torchvision"]
     monkeypatch.setitem(

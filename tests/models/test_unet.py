@@ -68,6 +68,12 @@ def test_counts_are_those_of_the_published_network(backbone):
     assert counts(unet(backbone)) == COUNTS[backbone]
 
 
+@pytest.mark.parametrize(("num_classes", "due"), [(12, 23_749_836), (1, 23_748_241)])
+def test_counts_on_vgg_are_those_of_keras_segmentation_models_too(num_classes, due):
+    trainable, _, statistics = counts(unet("vgg16", num_classes))
+    assert (trainable, trainable + statistics) == (due, due + 4_032)
+
+
 @pytest.mark.parametrize(("due", "fields"), PLAIN)
 def test_plain_counts_are_those_of_the_published_networks(due, fields):
     trainable, _, buffers = counts(unet("plain", **fields))

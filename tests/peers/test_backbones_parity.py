@@ -64,6 +64,14 @@ def test_features_equal_torchvision(name, torch, torchvision, randomise):
     assert feature_error(BACKBONES[name](), theirs, LAYERS[name], pictures(1, 75, 97), dtype=dtype) < tolerance
 
 
+def test_expanded_features_of_mobilenet_v2_equal_torchvision(torchvision, randomise):
+    """Of the blocks 1, 3, 6 and 13 what the first convolution gives; of the last the convolution before its norm."""
+    theirs = randomise(torchvision.models.mobilenet_v2(weights=None))
+    layers = (*(f"features.{i}.conv.0" for i in (2, 4, 7, 14)), "features.17.conv.2")
+    backbone, (dtype, tolerance) = BACKBONES["mobilenet_v2"](expanded_features=True), WIDE
+    assert feature_error(backbone, theirs, layers, pictures(1, 75, 97), dtype=dtype) < tolerance
+
+
 def test_undilated_first_blocks_are_the_rule_of_torchvision(torchvision, randomise):
     dilated = [False, True, True]
     theirs = randomise(torchvision.models.resnet50(weights=None, replace_stride_with_dilation=dilated))

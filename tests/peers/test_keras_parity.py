@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from parity import relative_error
+from rebuilt import random_variables
 
-from jaxseg.models import create_model
+from jaxseg.models import create_model, fpn, pix2pix
 from jaxseg.models.pretrained import read_weights
 from jaxseg.models.pretrained.files import read_tensors
 
@@ -256,6 +258,86 @@ def test_deeplabs_xception_equals_the_port_of_it(output_stride, shape, keras, tm
     images = pictures(*shape) / 127.5 - 1
     due = run(keras, theirs, [*(f"{block}_separable_conv2_pointwise_BN" for block in blocks), "end"], images)
     print(f"xception65 {shape}: {check_features(ours, weights, images, due):.1e}")
+
+
+class Sampled(nn.Module):
+    """A backbone without weights: of the images every second pixel, every fourth, ..."""
+
+    output_stride: int = 32
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return tuple(images[:, ::stride, ::stride] for stride in (2, 4, 8, 16, 32))
+
+
+class Built:
+    """A decoder of Keras' layers on the features of `Sampled`, each layer with the tensors at a path of ours."""
+
+    def __init__(self, keras, model):
+        self.keras, self.layers, self.variables = keras, keras.layers, random_variables(model)
+        self.flat, self.loads = flatten_dict(self.variables), []
+        self.inputs = [self.layers.Input((None, None, 3)) for _ in range(5)]
+
+    def conv(self, x, *path: str, transposed: bool = False):
+        kernel, bias = (self.flat.get(("params", *path, name)) for name in ("kernel", "bias"))
+        tensors = [tensor for tensor in (kernel, bias) if tensor is not None]
+        fields = {"kernel_size": kernel.shape[0], "padding": "same", "use_bias": bias is not None}
+        if transposed:
+            layer = self.layers.Conv2DTranspose(kernel.shape[2], strides=2, **fields)
+        else:
+            layer = self.layers.Conv2D(kernel.shape[3], **fields)
+        self.loads.append((layer, tensors))
+        return layer(x)
+
+    def norm(self, x, *path: str):
+        names = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
+        layer = self.layers.BatchNormalization(epsilon=1e-5)
+        self.loads.append((layer, [self.flat[kind, *path, name] for kind, name in names]))
+        return self.layers.ReLU()(layer(x))
+
+    def check(self, ours, logits) -> None:
+        theirs = self.keras.Model(self.inputs, logits)
+        for layer, tensors in self.loads:
+            layer.set_weights(tensors)
+        assert theirs.count_params() == sum(tensor.size for tensor in self.flat.values())
+        images = np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype(np.float32)
+        features = Sampled().apply({}, images, train=False)
+        due = theirs([np.asarray(feature) for feature in features], training=False)
+        got = jax.jit(lambda variables, images: ours.apply(variables, images, train=False))(self.variables, images)
+        assert relative_error(got, due) < 1e-4
+
+
+def test_keras_form_of_fpn_equals_segmentation_models(keras):
+    """Version 1.0.1's `FPN`, by default but for its softmax, rebuilt here."""
+    form = {"merge": "cat", "norm": "batch", "finest": 1, "convs": 2, "upsampling": "nearest", "conv_head": True}
+    ours = fpn.FPN(Sampled(), 4, pyramid_features=16, features=8, align_corners=False, dropout=0.0, **form)
+    built = Built(keras, ours)
+    layers, (*skips, x), levels = built.layers, built.inputs, {}
+    x = built.conv(x, "lateral_5")
+    for level, skip in zip((4, 3, 2, 1), reversed(skips), strict=True):
+        x = layers.Add()([layers.UpSampling2D(2)(x), built.conv(skip, f"lateral_{level}")])
+        levels[level] = x
+    merged = []
+    for level, x in levels.items():
+        for i in (1, 2):
+            name = f"level_{level}_conv{i}"
+            x = built.norm(built.conv(x, name, "conv"), name, "norm")
+        merged.append(layers.UpSampling2D(2 ** (level - 1))(x) if level > 1 else x)
+    # Ours has the coarsest first.
+    x = built.norm(built.conv(layers.Concatenate()(merged), "fuse", "conv"), "fuse", "norm")
+    x = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    built.check(ours, built.conv(x, "classifier"))
+
+
+def test_pix2pix_blocks_equal_those_of_the_segmentation_tutorial(keras):
+    """TensorFlow's tutorial, rebuilt here: `pix2pix.upsample` four times, and a last transposed convolution."""
+    ours = pix2pix.UNetPix2Pix(Sampled(), 4, features=(16, 12, 8, 6))
+    built = Built(keras, ours)
+    *skips, x = built.inputs
+    for i, skip in enumerate(reversed(skips)):
+        x = built.norm(built.conv(x, f"up_{i}", "conv", transposed=True), f"up_{i}", "bn")
+        x = built.layers.Concatenate()([x, skip])
+    built.check(ours, built.conv(x, "classifier", transposed=True))
 
 
 def test_keras_on_jax_needs_no_tensorflow():

@@ -73,31 +73,42 @@ class MobileNetV1(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expansion` times the channels, 3x3 depthwise, linear 1x1; added to its input where the shapes agree."""
+    """1x1 to `expansion` times the channels, 3x3 depthwise, linear 1x1; added to its input where the shapes agree.
+
+    Gives that, or None for `expand_only`, and what the first of the three gives.
+
+    Fields:
+      project_norm: whether the last of the three has a BatchNorm as the others have.
+    """
 
     features: int
     expansion: int
     stride: int
     dilation: int
     uneven_padding: bool = False
+    project_norm: bool = True
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, expand_only: bool = False) -> tuple[jax.Array | None, jax.Array]:
         fields = {"epsilon": self.epsilon, "momentum": self.momentum, "dtype": self.dtype}
         conv_bn = functools.partial(ConvBN, kernel_size=1, **fields)
         y, channels = x, x.shape[-1]
         if self.expansion != 1:
             y = conv_bn(self.expansion * channels, activation=relu6, name="expand")(y, train=train)
+        expanded = y
+        if expand_only:
+            return None, expanded
         uneven = self.uneven_padding and self.stride == 2
         padding = uneven_padding(y.shape[1:3], 3, 2) if uneven else None
         depthwise = DepthwiseConvBN(
             3, self.stride, self.dilation, padding, activation=relu6, **fields, name="depthwise"
         )
-        y = conv_bn(self.features, activation=None, name="project")(depthwise(y, train=train), train=train)
-        return x + y if self.stride == 1 and channels == self.features else y
+        project = conv_bn(self.features, activation=None, norm=self.project_norm, name="project")
+        y = project(depthwise(y, train=train), train=train)
+        return x + y if self.stride == 1 and channels == self.features else y, expanded
 
 
 class MobileNetV2(nn.Module):
@@ -107,9 +118,15 @@ class MobileNetV2(nn.Module):
 
     Fields:
       uneven_padding: whether strided convolutions pad an even size at the bottom and right only.
+      expanded_features: whether the feature at a stride is rather what the first 1x1 convolution behind it makes of it,
+        before the next stride, and the last one what the last block's convolutions give: 96, 144, 192, 576 and 320
+        channels, in Keras' names `block_1_expand_relu`, `block_3_expand_relu`, `block_6_expand_relu`,
+        `block_13_expand_relu` and `block_16_project`. What stands behind the last has no variables: that block's last
+        BatchNorm and the convolution to 1280 channels. So TensorFlow's segmentation tutorial takes it.
     """
 
     uneven_padding: bool = False
+    expanded_features: bool = False
     epsilon: float = 1e-5
     momentum: float = 0.9
     output_stride: int = 32
@@ -124,7 +141,7 @@ class MobileNetV2(nn.Module):
         features, index = [], 0
         plan = stages.plan([stride for *_, stride in BLOCKS], 2, self.output_stride)
         for (expansion, channels, repeats, stride), stage in zip(BLOCKS, plan, strict=True):
-            if stride == 2:
+            if stride == 2 and not self.expanded_features:
                 features.append(x)
                 if len(features) == depth:
                     return tuple(features)
@@ -137,10 +154,18 @@ class MobileNetV2(nn.Module):
                     stage.stride if first else 1,
                     dilation,
                     self.uneven_padding,
+                    project_norm=not (self.expanded_features and channels == BLOCKS[-1][1]),
                     **fields,
                     name=f"block_{index}",
                 )
-                x = block(x, train=train)
+                expands = self.expanded_features and stride == 2 and first
+                x, expanded = block(x, train=train, expand_only=expands and len(features) == depth - 1)
+                if expands:
+                    features.append(expanded)
+                    if len(features) == depth:
+                        return tuple(features)
                 index += 1
+        if self.expanded_features:
+            return (*features, x)
         features.append(ConvBN(1280, 1, activation=relu6, **fields, name="head")(x, train=train))
         return tuple(features)

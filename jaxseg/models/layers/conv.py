@@ -168,7 +168,7 @@ def batch_norm(
 
 
 class ConvBN(nn.Module):
-    """Convolution, by default without bias, BatchNorm, activation: children `conv` and `bn`."""
+    """Convolution, by default without bias, BatchNorm, if not without `norm`, activation: children `conv` and `bn`."""
 
     features: int
     kernel_size: int = 3
@@ -177,6 +177,7 @@ class ConvBN(nn.Module):
     padding: Padding | None = None
     use_bias: bool = False
     activation: Activation | None = nn.relu
+    norm: bool = True
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
@@ -193,7 +194,8 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = batch_norm(train, epsilon=self.epsilon, momentum=self.momentum, dtype=self.dtype)(x)
+        if self.norm:
+            x = batch_norm(train, epsilon=self.epsilon, momentum=self.momentum, dtype=self.dtype)(x)
         return x if self.activation is None else self.activation(x)
 
 

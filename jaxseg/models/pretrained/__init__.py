@@ -325,10 +325,9 @@ def _fit(
     """How `tensors`, whose names are taken without `prefix`, fit a layout; nothing is converted yet."""
     tensors = layout.rename({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     found, notes, faults, heads, absent, behind = [], [], [], {}, [], []
-    layers = {path[:3] for path in shapes}
     lacking = tuple(start for start in layout.auxiliary if not any(name.startswith(start) for name in tensors))
     for entry in layout.entries:
-        if entry.path[1] == "backbone" and entry.path[:3] not in layers:
+        if entry.path[1] == "backbone" and entry.path not in shapes:
             behind.append(entry.name)
             continue
         due = shapes[entry.path].shape

@@ -18,7 +18,7 @@ def encoder(model: nn.Module) -> Iterator[Entry]:
 def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
     """`DeepLabV3`."""
     yield from encoder(model)
-    yield from torchvision.aspp("decoder.aspp", model.separable)
+    yield from torchvision.aspp(model, "decoder.aspp")
     yield from conv_bn(("aspp_out",), "decoder.conv", "decoder.bn")
     yield from conv(("classifier",), "segmentation_head.0", bias=True, role="head")
 
@@ -26,7 +26,7 @@ def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
 def deeplabv3plus(model: deeplab.DeepLabV3Plus) -> Iterator[Entry]:
     """`DeepLabV3Plus`."""
     yield from encoder(model)
-    yield from torchvision.aspp("decoder.aspp.0", model.separable)
+    yield from torchvision.aspp(model, "decoder.aspp.0")
     yield from separable(("aspp_out",), "decoder.aspp.1.0", "decoder.aspp.1.1", "decoder.aspp.2")
     yield from conv_bn(("skip",), "decoder.block1.0", "decoder.block1.1")
     yield from separable(("fuse",), "decoder.block2.0.0", "decoder.block2.0.1", "decoder.block2.1")
@@ -83,20 +83,23 @@ MODELS = {
 
 # Options that SMP doesn't have: fields that must be as they are by default.
 FIXED = {
+    deeplab.DeepLabV3: ("aspp_out", "depth"),
     deeplab.DeepLabV3Plus: ("aspp_out", "decoder_separable", "decoder_convs", "norm_between", "skip_first"),
+    fpn.FPN: ("norm", "finest", "convs", "conv_head"),
     pspnet.PSPNet: ("bins", "norm_one_window", "kernel_sizes"),
 }
 
 
 def _has_its_options(model: nn.Module) -> bool:
     """Whether a network's layers, and the order of their channels, are those that SMP can build."""
-    network = type(model)
-    return all(getattr(model, option) == getattr(network, option) for option in FIXED.get(network, ()))
+    three_rates = len(getattr(model, "rates", range(3))) == 3
+    return three_rates and torchvision.is_default(model, FIXED.get(type(model), ()))
 
 
 def _has(backbone: nn.Module) -> bool:
     """Whether SMP has such an encoder under torchvision's names; its MobileNetV3 is timm's."""
-    return torchvision.has(backbone) and not isinstance(backbone, mobilenet_v3.MobileNetV3)
+    other = isinstance(backbone, mobilenet_v3.MobileNetV3) or getattr(backbone, "expanded_features", False)
+    return torchvision.has(backbone) and not other
 
 
 def model_layout(model: nn.Module) -> Layout | None:

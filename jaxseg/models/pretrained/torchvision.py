@@ -1,7 +1,7 @@
 """torchvision's names: its classifiers as backbones, and its segmentation models."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from flax import linen as nn
@@ -91,7 +91,7 @@ BACKBONE_OPTIONS = {
 
 
 def has(backbone: nn.Module) -> bool:
-    """Whether torchvision has such a classifier."""
+    """Whether torchvision has such a classifier; which of its features are taken does not matter."""
     return type(backbone) in BACKBONES and not getattr(backbone, "deep_stem", False)
 
 
@@ -108,16 +108,17 @@ def fcn_head(ours: str, theirs: str) -> Iterator[Entry]:
     yield from conv((ours, "classifier"), f"{theirs}.4", bias=True, role="head")
 
 
-def aspp(theirs: str, depthwise_separable: bool = False) -> Iterator[Entry]:
+def aspp(model: deeplab.DeepLabV3 | deeplab.DeepLabV3Plus, theirs: str) -> Iterator[Entry]:
     """`ASPP`, which SMP calls alike; only there the atrous convolutions may be depthwise separable."""
     yield from conv_bn(("aspp", "conv"), f"{theirs}.convs.0.0", f"{theirs}.convs.0.1")
-    for i in range(3):
+    for i in range(len(model.rates)):
         ours, branch = ("aspp", f"atrous_{i}"), f"{theirs}.convs.{i + 1}"
-        if depthwise_separable:
+        if model.separable:
             yield from separable(ours, f"{branch}.0.0", f"{branch}.0.1", f"{branch}.1")
         else:
             yield from conv_bn(ours, f"{branch}.0", f"{branch}.1")
-    yield from conv_bn(("aspp", "pooling"), f"{theirs}.convs.4.1", f"{theirs}.convs.4.2")
+    pooling = f"{theirs}.convs.{len(model.rates) + 1}"
+    yield from conv_bn(("aspp", "pooling"), f"{pooling}.1", f"{pooling}.2")
     yield from conv_bn(("aspp", "project"), f"{theirs}.project.0", f"{theirs}.project.1")
 
 
@@ -132,7 +133,7 @@ def fcns(model: fcn.FCN) -> Iterator[Entry]:
 def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
     """`deeplabv3_resnet50` and its like."""
     yield from segmentation_backbone(model)
-    yield from aspp("classifier.0")
+    yield from aspp(model, "classifier.0")
     yield from conv_bn(("aspp_out",), "classifier.1", "classifier.2")
     yield from conv(("classifier",), "classifier.4", bias=True, role="head")
     if model.aux_head:
@@ -141,6 +142,14 @@ def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
 
 # Whole segmentation models, by the type of ours.
 MODELS = {deeplab.DeepLabV3: deeplabv3, fcn.FCN: fcns}
+
+# Options that torchvision doesn't have: fields that must be as they are by default.
+FIXED = {deeplab.DeepLabV3: ("separable", "aspp_out", "depth")}
+
+
+def is_default(network: nn.Module, fields: Iterable[str]) -> bool:
+    """Whether fields of a network are as its class has them."""
+    return all(getattr(network, field) == getattr(type(network), field) for field in fields)
 
 
 def unused(name: str) -> bool:
@@ -186,6 +195,8 @@ def classifier_layout(model: nn.Module) -> Layout | None:
 def model_layout(model: nn.Module) -> Layout | None:
     """torchvision's names for a segmentation model's tensors; None where torchvision has no such network."""
     names = MODELS.get(type(model))
-    if names is None or not has(model.backbone) or getattr(model, "separable", False):
+    if names is None or not has(model.backbone) or getattr(model.backbone, "expanded_features", False):
+        return None
+    if not is_default(model, FIXED.get(type(model), ())):
         return None
     return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))
