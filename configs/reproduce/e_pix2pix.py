@@ -1,0 +1,21 @@
+"""Project E with the adversarial refinement that its title promises: a second stage on a finished `e_unet_mobilenetv2`.
+
+    python -m jaxseg.main --config=configs/reproduce/e_unet_mobilenetv2.py
+    python -m jaxseg.main --config=configs/reproduce/e_pix2pix.py
+
+The project trained no GAN; there is nothing published to compare with. Boundary F1 and mean IoU stand before and after.
+The first stage is `runs/e_unet_mobilenetv2`; another one: `--config.refine.base=WORKDIR`.
+"""
+
+from configs.reproduce import e_unet_mobilenetv2, publish, start
+
+
+def get_config(argument: str = ""):
+    _, words = start(argument, "as_published")
+    config = e_unet_mobilenetv2.get_config(",".join(words)).unlock()
+    config.refine.base = "runs/e_unet_mobilenetv2"
+    config.optim.freeze_backbone, config.optim.learning_rate = False, 2e-4
+    config.data.batch_size, config.train.num_epochs, config.train.eval_every = 8, 5.0, 2164 // 8
+    config.train.best = "mean_iou"
+    config.eval.boundary_tolerance = 3.0
+    return publish(config, "nothing was published of a refinement", {})
