@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
-from jaxseg.process import Interrupted, use_compile_cache, use_huge_pages
+from jaxseg.process import Interrupted, one_line_errors, use_compile_cache, use_huge_pages
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -129,12 +129,8 @@ def run(_) -> None:
 def main() -> None:
     """Parses the flags and runs; a mistake of the user's ends in one message and status 1."""
     use_huge_pages()
-    try:
+    with one_line_errors():
         app.run(run, flags_parser=parse)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo
 from jaxseg.errors import UserError
-from jaxseg.process import use_compile_cache
+from jaxseg.process import one_line_errors, use_compile_cache
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
 from jaxseg.windows import strips
@@ -192,12 +192,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=0, help="pixels: larger images are seen in windows of this side")
     args = parser.parse_args()
     use_compile_cache()
-    try:
+    with one_line_errors():
         predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint, window=args.window)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

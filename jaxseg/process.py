@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from jaxseg.errors import UserError
+
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -21,6 +23,17 @@ def use_huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
     os.execv(sys.executable, sys.orig_argv)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the command with one line and status 1 at a mistake of the user's, with 130 at Ctrl-C."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def use_compile_cache() -> None:

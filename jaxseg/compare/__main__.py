@@ -5,7 +5,6 @@ import pathlib
 import sys
 
 from jaxseg.compare import IMAGES, compare, write_reproduction
-from jaxseg.errors import UserError
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
@@ -37,18 +36,14 @@ def main() -> None:
         parser.error("where to? --output=DIR is missing")
     if args.images < 0:
         parser.error(f"--images is {args.images}: it must be 0 or more")
-    from jaxseg.process import use_compile_cache
+    from jaxseg.process import one_line_errors, use_compile_cache
 
     use_compile_cache()
-    try:
+    with one_line_errors():
         if args.output:
             compare(args.runs, args.output, images=args.images)
         if args.reproduce:
             write_reproduction(args.runs, args.reproduce)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":
