@@ -5,7 +5,7 @@
 As it stands it trains DeepLabV3+ on MobileNetV2 on the generated shapes; see quickstart.py.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxseg.config import backbone_and_data
 
@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
     data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
     data.resize = ()  # (height, width) that training images are brought to before all else; (): their own
     data.variants = ()  # of jaxseg.data.transforms.VARIANTS: an epoch has every image once in each; (): once
-    data.crop_size = 128  # pixels, or (height, width), after scaling; what is missing is padded with label 255
+    # Pixels, or (height, width), after scaling; what is missing is padded with label 255. An object, to take either.
+    data.crop_size = FieldReference(128, field_type=object)
     data.scale = (1.0, 1.0)  # lowest and highest random factor
     data.center_crop = False  # the crop in the middle, not anywhere
     data.flip = True  # left and right, one image in two

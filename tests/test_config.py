@@ -113,15 +113,28 @@ def test_values_that_make_no_sense_are_refused(overrides, message):
         validate(quickstart(**overrides))
 
 
+@pytest.mark.parametrize(("text", "due"), [("48", 48), ("(32,48)", (32, 48))])
+def test_a_crop_is_a_number_or_two_in_a_file_and_as_a_flag(text, due, monkeypatch):
+    from absl import flags
+
+    config = quickstart()
+    config.data.crop_size = due
+    validate(config)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["program", f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.data.crop_size={text}"]
+    monkeypatch.setattr("sys.argv", argv)  # where the fields that are set are looked for
+    values(argv)
+    assert values["config"].value.data.crop_size == due
+
+
 @pytest.mark.parametrize("crop", [(32,), (32, 31), (32, 32, 3), (32.0, 32.0)])
 def test_a_crop_has_two_sides_of_32_or_more(crop):
     config = quickstart()
-    with config.ignore_type():
-        config.data.crop_size = crop
+    config.data.crop_size = crop
     with pytest.raises(UserError, match=r"data.crop_size is"):
         validate(config)
-    with config.ignore_type():
-        config.data.crop_size = (32, 64)
+    config.data.crop_size = (32, 64)
     validate(config)
 
 
