@@ -4,6 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+# TensorFlow, which clu loads, imports Keras; the comparisons with Keras want it on JAX.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
 import jax
 import pytest
 

@@ -65,22 +65,22 @@ def test_without_tensorflow_all_but_the_events_goes_on(finished, tiny, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_scored_without_its_config(finished, tiny):
-    status, out, err = tiny.run("jaxseg.main", "--mode=eval", f"--workdir={finished}")
+def test_a_finished_run_is_scored_without_its_config(finished_copy, tiny):
+    status, out, err = tiny.run("jaxseg.main", "--mode=eval", f"--workdir={finished_copy}")
     assert status == 0, err
-    assert out.startswith(f"step 8 of {finished} on camvid val: 3 images, whole image\n")
-    (row,) = [row for row in rows(finished) if row["step"] == 8 and "val/mean_iou" in row]
+    assert out.startswith(f"step 8 of {finished_copy} on camvid val: 3 images, whole image\n")
+    (row,) = [row for row in rows(finished_copy) if row["step"] == 8 and "val/mean_iou" in row]
     assert f"mean IoU {100 * row['val/mean_iou']:.2f} over" in out
     assert "Traceback" not in err
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_scored_on_data_that_lies_elsewhere(finished, tiny, tmp_path):
+def test_a_finished_run_is_scored_on_data_that_lies_elsewhere(finished_copy, tiny, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tiny.data, moved)
     for folder in ("val", "valannot"):
         sorted((moved / folder).iterdir())[0].unlink()
-    arguments = ["jaxseg.main", "--mode=eval", f"--workdir={finished}"]
+    arguments = ["jaxseg.main", "--mode=eval", f"--workdir={finished_copy}"]
     status, out, err = tiny.run(*arguments, f"--config.data.dir={moved}", "--config.data.eval_batch_size=4")
     assert status == 0, err
     assert "camvid val: 2 images, whole image" in out

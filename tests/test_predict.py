@@ -280,29 +280,29 @@ def evaluation_of(workdir, step):
 
 
 @pytest.mark.parametrize(("which", "step"), [("best", 8), ("latest", 12), ("12", 12)])
-def test_a_run_scores_again_what_it_scored(which, step, finished, tiny):
+def test_a_run_scores_again_what_it_scored(which, step, finished_copy, tiny):
     lines = []
-    scores = eval_run(finished, which=which, log=lines.append)
-    due = evaluation_of(finished, step)
+    scores = eval_run(finished_copy, which=which, log=lines.append)
+    due = evaluation_of(finished_copy, step)
     again = {name: value for name, value in scores.items() if not np.isnan(value)}
     assert again == due
-    assert lines[0] == f"step {step} of {finished} on camvid val: 3 images, whole image"
+    assert lines[0] == f"step {step} of {finished_copy} on camvid val: 3 images, whole image"
     table = lines[1].splitlines()
     assert [line.split()[0] for line in table[1:12]] == list(INFO.class_names)
     assert f"mean IoU {100 * due['val/mean_iou']:.2f} over" in table[-1]
 
 
-def test_another_split_is_scored_under_its_own_name(finished, tiny):
+def test_another_split_is_scored_under_its_own_name(finished_copy, tiny):
     lines = []
-    scores = eval_run(finished, split="test", log=lines.append)
+    scores = eval_run(finished_copy, split="test", log=lines.append)
     assert lines[0].endswith("on camvid test: 2 images, whole image")
     assert scores["test/pixels"] == 2 * (48 - 6) * 64
     assert not [name for name in scores if name.startswith("val/")]
 
 
-def test_the_batch_size_of_evaluation_changes_no_count(finished, tiny):
-    scores = eval_run(finished, overrides={"data.eval_batch_size": 6}, log=lambda line: None)
-    due = evaluation_of(finished, 8)
+def test_the_batch_size_of_evaluation_changes_no_count(finished_copy, tiny):
+    scores = eval_run(finished_copy, overrides={"data.eval_batch_size": 6}, log=lambda line: None)
+    due = evaluation_of(finished_copy, 8)
     again = {name: value for name, value in scores.items() if not np.isnan(value)}
     assert again.pop("val/loss") == pytest.approx(due.pop("val/loss"), rel=1e-5)
     assert again == due
@@ -329,9 +329,9 @@ def test_data_that_has_moved_is_given_anew(finished_copy, tiny, tmp_path):
         ({"overrides": {"data.eval_batch_size": 3}}, "data.eval_batch_size is 3, which 2 devices don't divide"),
     ],
 )
-def test_what_can_not_be_scored_is_refused(keywords, message, finished, tiny):
+def test_what_can_not_be_scored_is_refused(keywords, message, finished_copy, tiny):
     with pytest.raises(UserError, match=message):
-        eval_run(finished, log=lambda line: None, **keywords)
+        eval_run(finished_copy, log=lambda line: None, **keywords)
 
 
 def test_scoring_changes_nothing_in_the_workdir_but_its_evaluations(finished_copy, tiny):

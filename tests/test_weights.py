@@ -10,7 +10,7 @@ from helpers import Tiny, TinyBackbone, at_step, rows, saved, steps
 from safetensors.numpy import save_file
 
 import jaxseg
-from jaxseg import build
+from jaxseg import build, score
 from jaxseg import config as configs
 from jaxseg.errors import UserError
 from jaxseg.models.pretrained import BACKBONE_LAYOUTS, smp, torchvision
@@ -120,13 +120,14 @@ def test_a_run_starts_from_a_backbone_and_is_normalised_as_that_was(tiny, tmp_pa
 def test_prediction_and_training_use_the_stored_normalisation(tiny, tmp_path, backbone_file, monkeypatch):
     used = []
     for name in ("create_train_step", "create_eval_step", "fill_colour"):
-        make = getattr(build, name)
+        home = score if name == "create_eval_step" else build
+        make = getattr(home, name)
 
         def record(*args, make=make, name=name, **how):
             used.append((name, how.get("mean", args[0] if args else None), how.get("std")))
             return make(*args, **how)
 
-        monkeypatch.setattr(build, name, record)
+        monkeypatch.setattr(home, name, record)
     run(short(tiny, model__weights=str(backbone_file)), tmp_path / "run")
     assert {name: tuple(mean) for name, mean, _ in used} == dict.fromkeys(
         ("create_train_step", "create_eval_step", "fill_colour"), MEAN
