@@ -7,6 +7,8 @@ The project calls `Unet('vgg16')` of the Keras library segmentation_models an FC
 Published, on the 101 images of CamVid's val split: accuracy 0.8492, and from the correctly paired pass micro IoU
 0.7383. The project's own table has 0.5157, F1 0.3119 and "Dice" 0.6881 in their place, from predictions that were
 compared with the masks of other images; they mean nothing and are not repeated.
+
+Not run yet.
 """
 
 from configs.reproduce import project_a, publish, start

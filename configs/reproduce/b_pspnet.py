@@ -6,6 +6,8 @@
 
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8214, F1 0.8398,
 precision 0.8410, recall 0.8416, mean IoU 0.7302, after 25 epochs; the lowest validation loss was 0.7493.
+
+Not run yet.
 """
 
 from configs.reproduce import project_b, publish, start

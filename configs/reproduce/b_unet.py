@@ -6,6 +6,8 @@
 
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8146, F1 0.8123,
 precision 0.8345, recall 0.8092, mean IoU 0.6951, after 31 epochs; the lowest validation loss was 0.7464.
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict

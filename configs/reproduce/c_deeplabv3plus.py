@@ -6,6 +6,8 @@
 Setting: `reproduce.project_c`, with batches of 8. Published: test patches 0.9090 / 0.7858 / 0.9588; validation
 patches, which share pixels with training, 0.9635 / 0.9347 / 0.9847 (accuracy / F1 / "Dice", the last by a definition
 that gives (1 + accuracy) / 2).
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,8 @@
 Setting: `reproduce.project_c`. Published: test patches 0.9028 / 0.7664 / 0.9582; validation patches, which share
 pixels with training, 0.8946 / 0.8090 / 0.9560 (accuracy / F1 / "Dice", the last by a definition that gives (1 +
 accuracy) / 2).
+
+Not run yet.
 """
 
 from configs.reproduce import project_c, publish, start

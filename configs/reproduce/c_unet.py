@@ -8,6 +8,8 @@ pixels with training, 0.9555 / 0.9216 / 0.9809 (accuracy / F1 / "Dice", the last
 accuracy) / 2).
 
 As published the first convolution of every block is dead, its output never used: one convolution a block.
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,8 @@
 
 Setting: `reproduce.project_d`. Published: validation accuracy 0.7727 after 5 epochs (loss 1.1613), training 0.9457;
 no IoU. As published it was in effect foreground against background, for nearly all classes were one.
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict

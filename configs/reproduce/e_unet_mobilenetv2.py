@@ -5,6 +5,8 @@
 Setting: `reproduce.project_e`, the encoder frozen as in TensorFlow's tutorial. Published: accuracy 0.8471 on the test
 split (slides; validation 0.7988, in the report 0.81). About 0.73 of VOC's pixels are background: read it beside mean
 IoU.
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict
