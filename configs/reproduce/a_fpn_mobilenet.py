@@ -1,6 +1,6 @@
 """Project A's FPN on MobileNet v1, CamVid with 12 classes at 224x224.
 
-With `mobilenet_v2` as its argument it is SMP's FPN on that backbone, a fifth of the work.
+With `mobilenet_v2` as its argument it is SMP's FPN on that backbone, a ninth of its multiply-adds.
 
     python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py --config.data.dir=CAMVID
     python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py:mobilenet_v2 --config.data.dir=CAMVID

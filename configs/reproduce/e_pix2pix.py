@@ -7,12 +7,11 @@ The project trained no GAN; there is nothing published to compare with. Boundary
 The first stage is `runs/e_unet_mobilenetv2`; another one: `--config.refine.base=WORKDIR`.
 """
 
-from configs.reproduce import e_unet_mobilenetv2, publish, start
+from configs.reproduce import e_unet_mobilenetv2, publish
 
 
 def get_config(argument: str = ""):
-    _, words = start(argument, "as_published")
-    config = e_unet_mobilenetv2.get_config(",".join(words)).unlock()
+    config = e_unet_mobilenetv2.get_config(argument).unlock()
     config.refine.base = "runs/e_unet_mobilenetv2"
     config.optim.freeze_backbone, config.optim.learning_rate = False, 2e-4
     config.data.batch_size, config.train.num_epochs, config.train.eval_every = 8, 5.0, 2164 // 8

@@ -17,8 +17,8 @@ PUBLISHED = {"pixel_accuracy": 0.8471}
 
 
 def get_config(argument: str = ""):
-    config, words = start(argument, "as_published")
-    project_e(config, "as_published" in words)
+    config, _ = start(argument, "as_published")
+    project_e(config)
     config.model.name, config.model.backbone = "unet_pix2pix", "mobilenet_v2"
     config.model.backbone_options = ConfigDict({"expanded_features": True})
     return publish(config, "VOC 2012 split anew, 300 test images, 224x224", PUBLISHED, split="test")

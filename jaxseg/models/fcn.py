@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import UserError
-from jaxseg.models.layers import Conv, ConvBN, ConvTranspose, check_images, classifier, resize_bilinear
+from jaxseg.models.layers import Conv, ConvBN, ConvTranspose, check_images, classifier, max_pool, resize_bilinear
 
 
 class FCNHead(nn.Module):
@@ -146,7 +146,7 @@ class FCNVGG(nn.Module):
 
         for name, conv, scale, stride in (("pool4", conv4, 0.01, 16), ("pool3", conv3, 0.0001, 8)):
             if stride >= self.stride:
-                pool = nn.max_pool(conv, (2, 2), (2, 2))
+                pool = max_pool(conv)
                 pool = pool * scale if self.at_once else pool
                 x = self._upsample(x, 2, f"up_to_{name}")
                 x = x + classifier(self.num_classes, self.dtype, f"score_{name}")(pool)

@@ -15,6 +15,7 @@ from jaxseg.models.layers import (
     ConvTranspose,
     check_images,
     classifier,
+    max_pool,
     resize_bilinear,
     resize_nearest,
 )
@@ -133,7 +134,7 @@ class PlainUNet(nn.Module):
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
             if level < self.depth:
                 skips.append(x)
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x)
         for level in reversed(range(self.depth)):
             x = self._upsample(x, skips[level].shape[1:3], level)
             x = jnp.concatenate([skips[level], x], -1)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,11 @@ from jaxseg.models.layers import (
     adaptive_avg_pool,
     batch_norm,
     check_images,
+    dense,
+    dense_conv,
+    dense_conv_transpose,
     depthwise_conv,
+    max_pool,
     max_pool_with_places,
     max_unpool,
     relu6,
@@ -60,6 +65,94 @@ def conv_plain(x, kernel, stride=1, padding=0, dilation=1, groups=1):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+# -------------------------------------------------------------------------------------------------- dense convolution
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "kernel_size", "stride", "dilation", "block"),
+    [
+        ((3, 9, 7, 2), 4, 3, 1, 1, 2**20),  # all in one block
+        ((4, 5, 6, 3), 2, 3, 1, 1, 2 * 5 * 6 * 27 * 8),  # two images a block
+        ((3, 5, 6, 3), 2, 3, 1, 1, 2 * 5 * 6 * 27 * 8),  # two would fit but do not divide three
+        ((2, 11, 6, 3), 5, 3, 1, 1, 4 * 6 * 27 * 8),  # blocks of four rows: the last has three
+        ((2, 11, 13, 3), 5, 3, 2, 1, 4 * 7 * 27 * 8),
+        ((1, 12, 13, 3), 5, 5, 2, 1, 1),  # a row is more than a block
+        ((2, 10, 9, 3), 5, 3, 1, 3, 3 * 9 * 27 * 8),
+        ((2, 10, 9, 1), 1, 7, 3, 1, 2 * 3 * 49 * 8),
+    ],
+)
+@pytest.mark.parametrize("padding", ["same", ((0, 1), (2, 0))])
+def test_dense_convolution_has_the_gradients_of_xlas(
+    shape, features, kernel_size, stride, dilation, block, padding, monkeypatch
+):
+    monkeypatch.setattr(dense, "_BLOCK", block)
+    if padding == "same":
+        padding = ((dilation * (kernel_size - 1) // 2,) * 2,) * 2
+    x = normal(*shape, dtype=np.float64)
+    kernel = normal(kernel_size, kernel_size, shape[-1], features, seed=1, dtype=np.float64)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, padding, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def both(x, kernel):
+        for f in (lambda x, kernel: dense_conv(x, kernel, stride, padding, dilation), plain):
+            y, vjp = jax.vjp(f, x, kernel)
+            yield y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    with float64_on_cpu():
+        ours, theirs = jax.jit(lambda x, kernel: list(both(x, kernel)))(x, kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_dense_convolution_in_bfloat16_sums_in_float32(monkeypatch):
+    monkeypatch.setattr(dense, "_BLOCK", 2**14)
+    # 8,192 ones summed one by one in bfloat16 would stop at 256.
+    x, kernel = jnp.ones((2, 64, 64, 3), jnp.bfloat16), jnp.ones((3, 3, 3, 4), jnp.bfloat16)
+    with jax.default_device(jax.devices("cpu")[0]):
+        dw = jax.jit(jax.grad(lambda kernel: dense_conv(x, kernel, 1, ((1, 1), (1, 1))).astype(jnp.float32).sum()))(
+            kernel
+        )
+    assert dw.dtype == jnp.bfloat16
+    assert float(dw[1, 1, 0, 0]) == 8192
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "output_padding"), [(3, 2, 0, 0), (3, 2, 1, 1), (4, 2, 1, 0), (5, 3, 1, 2)]
+)
+@pytest.mark.parametrize("block", [2**20, 2 * 7 * 2 * 9 * 8])
+def test_transposed_convolution_has_the_gradients_of_xlas(
+    kernel_size, stride, padding, output_padding, block, monkeypatch
+):
+    monkeypatch.setattr(dense, "_BLOCK", block)
+    x = normal(2, 6, 7, 3, dtype=np.float64)
+    kernel = normal(kernel_size, kernel_size, 2, 3, seed=1, dtype=np.float64)
+    low = kernel_size - 1 - padding
+
+    def plain(x, kernel):
+        return jax.lax.conv_transpose(
+            x,
+            kernel,
+            (stride, stride),
+            [(low, low + output_padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            transpose_kernel=True,
+        )
+
+    def both(x, kernel):
+        for f in (lambda x, kernel: dense_conv_transpose(x, kernel, stride, padding, output_padding), plain):
+            y, vjp = jax.vjp(f, x, kernel)
+            yield y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    with float64_on_cpu():
+        ours, theirs = jax.jit(lambda x, kernel: list(both(x, kernel)))(x, kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- depthwise convolution
@@ -287,6 +380,32 @@ def test_pooling_with_places_equals_pytorch(size, values):
     np.testing.assert_array_equal(dx, from_torch(due_x.grad))
     row, column = np.divmod(from_torch(indices), size[1])
     np.testing.assert_array_equal(places, row % 2 * 2 + column % 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "stride", "padding"),
+    [
+        ((2, 8, 6, 3), 2, 2, ((0, 0), (0, 0))),
+        ((2, 9, 7, 3), 2, 2, ((0, 0), (0, 0))),
+        ((2, 8, 9, 3), 3, 2, ((1, 1), (1, 1))),
+        ((1, 9, 8, 3), 3, 2, ((0, 1), (0, 1))),
+        ((1, 7, 8, 3), 3, 1, ((1, 1), (1, 1))),
+        ((1, 11, 8, 2), 2, 3, ((0, 0), (1, 0))),
+    ],
+)
+def test_the_gradient_of_max_pooling_is_xlas(shape, size, stride, padding):
+    # Of a few whole numbers, as after a ReLU, many windows have their maximum more than once.
+    x = np.maximum(np.random.default_rng(0).integers(-3, 3, shape), 0).astype(np.float32)
+
+    def gradient(pool):
+        y, vjp = jax.vjp(pool, x)
+        return y, vjp(1 + jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))[0]
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        ours = jax.jit(lambda: gradient(lambda x: max_pool(x, size, stride, padding)))()
+        theirs = jax.jit(lambda: gradient(lambda x: nn.max_pool(x, (size, size), (stride, stride), padding)))()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("values", [normal, tied])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.backbones import stages
-from jaxseg.models.layers import ConvBN
+from jaxseg.models.layers import ConvBN, max_pool
 
 
 class BasicBlock(nn.Module):
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
         else:
             x = ConvBN(64, 7, 2, dtype=self.dtype, name="stem")(images, train=train)
         features = [x]
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
         plan = stages.plan([1, 2, 2, 2], 4, self.output_stride)
         for i, (repeats, stage) in enumerate(zip(self.repeats[: depth - 1], plan[: depth - 1], strict=True)):
             for j in range(repeats):

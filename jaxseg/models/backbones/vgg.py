@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.backbones import stages
-from jaxseg.models.layers import Conv, ConvBN, max_pool_with_places
+from jaxseg.models.layers import Conv, ConvBN, max_pool, max_pool_with_places
 
 # Table 1, D: convolutions and channels of the five stages; a 2x2 max pooling after each.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -59,7 +59,7 @@ class VGG(nn.Module):
                 x, place = max_pool_with_places(x)
                 places.append((place, size))
             else:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x)
         return (x, tuple(places)) if with_places else (*features[1:], x)
 
     def _convolve(self, x: jax.Array, channels: int, dilation: int, name: str, train: bool) -> jax.Array:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.models.backbones import stages
-from jaxseg.models.layers import Conv, ConvBN, DepthwiseConv, DepthwiseConvBN, batch_norm, uneven_padding
+from jaxseg.models.layers import Conv, ConvBN, DepthwiseConv, DepthwiseConvBN, batch_norm, max_pool, uneven_padding
 
 
 def _max_pool(x: jax.Array, stride: int) -> jax.Array:
     """3x3 max pooling to 1 / stride of the size, rounded up; of an uneven padding the odd pixel goes to the end."""
-    return nn.max_pool(x, (3, 3), (stride, stride), padding=uneven_padding(x.shape[1:3], 3, stride))
+    return max_pool(x, 3, stride, uneven_padding(x.shape[1:3], 3, stride))
 
 
 class SeparableConv(nn.Module):

@@ -19,8 +19,9 @@ from jaxseg.models.layers.conv import (
     relu6,
     uneven_padding,
 )
+from jaxseg.models.layers.dense import dense_conv, dense_conv_transpose
 from jaxseg.models.layers.depthwise import depthwise_conv
-from jaxseg.models.layers.pool import adaptive_avg_pool, max_pool_with_places, max_unpool
+from jaxseg.models.layers.pool import adaptive_avg_pool, max_pool, max_pool_with_places, max_unpool
 from jaxseg.models.layers.resize import resize_bilinear, resize_nearest
 
 __all__ = [
@@ -36,8 +37,11 @@ __all__ = [
     "batch_norm",
     "check_images",
     "classifier",
+    "dense_conv",
+    "dense_conv_transpose",
     "depthwise_conv",
     "he_normal_fan_out",
+    "max_pool",
     "max_pool_with_places",
     "max_unpool",
     "relu6",

