@@ -23,6 +23,7 @@ COUNTS = {
     ("b_deeplabv3", ""): 39_635_271,
     ("c_unet", ""): 2_161_649 + 17,
     ("c_unet", "as_published"): 1_177_937 + 17,
+    ("c_unet", "best"): None,
     ("c_segnet", ""): 364_561 + 361,
     ("c_deeplabv3plus", ""): 41_050_273 + 257,
     ("d_deeplabv3plus_mobilenetv2", ""): 2_143_061,
