@@ -7,7 +7,7 @@ As it stands it trains DeepLabV3+ on MobileNetV2 on the generated shapes; see qu
 
 from ml_collections import ConfigDict, FieldReference
 
-from jaxseg.config import backbone_and_data
+from jaxseg.config import backbone_and_data, lock
 
 
 def get_config() -> ConfigDict:
@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
 
     config.published = ConfigDict()  # figures that others published, told beside ours: setting, scores, split, data
 
-    return config.lock()
+    return lock(config)
 
 
 def for_data(family: str, argument: str, default: tuple[str, str]) -> ConfigDict:

@@ -1,5 +1,6 @@
 """From a config to what a run is made of: where it starts, its steps and its batches."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -24,6 +25,7 @@ from jaxseg.losses import LOSSES
 from jaxseg.models import pretrained
 from jaxseg.models.pix2pix import PatchGAN, Refined
 from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
+from jaxseg.published import DEFINITIONS
 from jaxseg.refine import create_refine_state, create_refine_step, discriminator_optimizer
 from jaxseg.score import build_eval_step
 from jaxseg.state import abstract_variables, create_state, init_variables
@@ -172,7 +174,13 @@ def check_score(config: ConfigDict, info: DataInfo) -> None:
     """Raises a `UserError` with the nearest names where `train.best` is no score of an evaluation."""
     classes = info.num_classes
     nothing = Evaluation(counts=np.zeros((classes, classes), np.int64), loss=float("nan"), images=0, examples=[])
+    if config.eval.boundary_tolerance:
+        nothing.boundary = np.zeros(classes)
+    if config.eval.published:
+        no_images = collections.defaultdict(lambda: np.zeros(0))
+        nothing.published = DEFINITIONS[config.eval.published](nothing.counts, no_images)
     scores = {name.removeprefix("val/"): value for name, value in nothing.scalars(info.class_names).items()}
+    scores = {name: value for name, value in scores.items() if name not in ("absent_classes", "pixels")}
     lookup(scores, config.train.best, "score (train.best)")
 
 

@@ -1,9 +1,10 @@
 """Checkpoints by Orbax, asynchronous and atomic: `WORKDIR/checkpoints/latest/STEP` and `.../best/STEP`.
 
 `latest` is what a run goes on from, `best` has the best score so far, by `train.best`; each keeps one step and drops it
-only once the next is whole. A checkpoint has three items: `variables` (what was scored: parameters and batch
-statistics, or their moving averages), `optimizer` (step, optimizer state and what else training needs) and `progress`
-(JSON: scores so far, losses not yet written). The data stream's state is the step.
+only once the next is whole; a step that a resumed run comes to again is dropped first. A checkpoint has three items:
+`variables` (what was scored: parameters and batch statistics, or their moving averages), `optimizer` (step, optimizer
+state and what else training needs) and `progress` (JSON: scores so far, losses not yet written). The data stream's
+state is the step.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ class Checkpoints:
     def _step(self, kind: str) -> int | None:
         return self._managers[kind].latest_step() if kind in self._managers else None
 
-    def find(self, which: str) -> tuple[str, int]:
+    def find(self, which: str | int) -> tuple[str, int]:
         """The folder and step that 'best', 'latest' or a number names; 'best' is the latest where none was scored.
 
         Raises:
@@ -79,11 +80,12 @@ class Checkpoints:
         there = {kind: step for kind in KINDS if (step := self._step(kind)) is not None}
         if not there:
             raise UserError(f"{self.folder} holds no finished checkpoint: let the run reach train.checkpoint_every")
-        if which in KINDS:
-            kind = which if which in there else next(iter(there))
-            return kind, there[kind]
+        if which == "best" and which not in there:
+            which = "latest"
+        if which in there:
+            return which, there[which]
         for kind, step in there.items():
-            if which == str(step):
+            if str(which) == str(step):
                 return kind, step
         have = ", ".join(f"{kind} ({step})" for kind, step in there.items())
         raise UserError(f"there is no checkpoint '{which}' in {self.folder}: there are {have}")

@@ -35,12 +35,6 @@ MAY_DIFFER = (
     "train.log_every",
     "data.eval_batch_size",
     "data.workers",
-    "eval.split",
-    "eval.protocol",
-    "eval.size",
-    "eval.stride",
-    "eval.scales",
-    "eval.flip",
     "eval.boundary_tolerance",
     "eval.published",
 )
@@ -175,7 +169,7 @@ def validate(config: ConfigDict) -> None:
         )
     build_model(config, num_classes=1)
     crop = config.data.crop_size
-    sides = (crop, crop) if isinstance(crop, int) else tuple(crop)
+    sides = tuple(crop) if isinstance(crop, tuple | list) else (crop, crop)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
         raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
     if config.data.rotate90 and sides[0] != sides[1]:
@@ -192,6 +186,8 @@ def validate(config: ConfigDict) -> None:
         values = tuple(config.data[field])
         if values and (len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)):
             raise UserError(f"data.{field} is {values}: it must be three numbers, of red, green and blue, or ()")
+    if not all(0 <= value <= 1 for value in config.data.mean):
+        raise UserError(f"data.mean is {tuple(config.data.mean)}: each must be from 0 to 1, for bytes over 255")
     if not all(value > 0 for value in config.data.std):
         raise UserError(f"data.std is {tuple(config.data.std)}: each must be more than 0")
     scale = tuple(config.data.scale)
@@ -232,6 +228,14 @@ def _options(options: ConfigDict) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
+def lock(config: ConfigDict) -> ConfigDict:
+    """The config, closed to fields that it has not; open are the networks' own options, which it need not name."""
+    config.lock()
+    config.model.options.unlock()
+    config.model.backbone_options.unlock()
+    return config
+
+
 def num_steps(config: ConfigDict, num_images: int) -> int:
     """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill."""
     if config.train.num_steps:
@@ -258,13 +262,13 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(workdir) / FILE
     try:
         written = _as_tuples(json.loads(path.read_text()))
-        config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
-        config.update(written)
-        return config
     except FileNotFoundError:
         raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error
+    config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
+    config.update(written)
+    return config
 
 
 def _as_tuples(value: Any) -> Any:

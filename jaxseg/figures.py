@@ -16,6 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import IdentityTransform
 
+from jaxseg.files import replacing
+
 DPI = 100
 CELL = 320  # pixels across a picture in a figure
 GAP = 10
@@ -323,9 +325,5 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
         raise ValueError(f"a PNG is written from uint8 [H, W, 3] or [H, W], not from {array.dtype} {array.shape}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

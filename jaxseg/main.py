@@ -1,6 +1,7 @@
 """The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
 
 import inspect
+import itertools
 import logging as stdlib_logging
 import os
 import pathlib
@@ -20,6 +21,9 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=...",
+    # `check_config` knows which fields there are; options of a network need not stand in the config.
+    lock_config=False,
+    accept_new_attributes=True,
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where checkpoints, metrics and figures go; by default runs/ and the config's name."
@@ -49,7 +53,7 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
     """
-    words = dict(word.lstrip("-").partition("=")[::2] for word in argv[1:] if word.startswith("-"))
+    words = _words(argv[1:])
     if words.get("mode") == "eval" and "sweep" in words:
         raise UserError("--sweep trains: leave --mode=eval out, or --sweep")
     if words.get("mode") == "eval" and words.get("workdir") and not words.get("config"):
@@ -63,6 +67,16 @@ def parse(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv) if "help" in words else flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
+
+
+def _words(arguments: list[str]) -> dict[str, str]:
+    """Flag to value, `--flag=value` or `--flag value`."""
+    words = {}
+    for word, following in itertools.pairwise([*arguments, ""]):
+        if word.startswith("-"):
+            flag, equals, value = word.lstrip("-").partition("=")
+            words[flag] = value if equals or following.startswith("-") else following
+    return words
 
 
 def check_config(config_flag: str, overrides: list[str]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 from jaxseg.process import one_line_errors, use_compile_cache
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
@@ -83,7 +85,7 @@ class Predictor:
         return np.concatenate(list(parts))
 
 
-def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
+def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predictor:
     """The trained network of a run.
 
     Args:
@@ -104,10 +106,13 @@ def load(workdir: str | os.PathLike, *, checkpoint: str = "best") -> Predictor:
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray | None:
-    """An image file as uint8 `[H, W, 3]`, RGB, turned as its EXIF says; None where it is no image."""
+    """An image file as uint8 `[H, W, 3]`, RGB, turned as its EXIF says; None where it is none that can be read."""
     import cv2
 
-    data = np.fromfile(path, np.uint8)
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -118,9 +123,8 @@ def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray
 
     image = Image.fromarray(preds).convert("P")
     image.putpalette(palette.astype(np.uint8).tobytes())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def predict_files(
@@ -143,31 +147,29 @@ def predict_files(
 
     source_path, output_path = pathlib.Path(source), pathlib.Path(output)
     if source_path.is_dir():
-        files = sorted(path for path in source_path.iterdir() if path.is_file() and not path.name.startswith("."))
+        try:
+            entries = sorted(source_path.iterdir())
+        except OSError as error:
+            raise UserError(f"--input={source} can't be read ({error.strerror})") from error
+        files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
     elif source_path.is_file():
         files = [source_path]
     else:
         raise UserError(f"--input={source} is neither a file nor a folder")
+    names = _names([path for path in files if _seems_an_image(path)])
+    _check_outputs(names, output_path)
     predictor = load(workdir, checkpoint=checkpoint)
     try:
         output_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
     log(f"step {predictor.step} of {workdir}; {len(files)} files of {source}")
-    inputs = {path.resolve() for path in files}
-    written: dict[str, pathlib.Path] = {}
-    skipped = 0
+    written = 0
     for path in tqdm(files, unit="image", disable=None):
-        image = read_image(path)
+        image, name = read_image(path) if path in names else None, names.get(path)
         if image is None:
-            tqdm.write(f"{path} is no image: skipped", file=sys.stderr)
-            skipped += 1
+            tqdm.write(f"{path} is no image that can be read: skipped", file=sys.stderr)
             continue
-        # Photos of one name and several kinds keep their kind, or one would overwrite the other.
-        name = path.stem if path.stem not in written else path.name
-        written[name] = path
-        if (output_path / f"{name}.png").resolve() in inputs:
-            raise UserError(f"{output_path / name}.png is an input and would be overwritten: choose another --output")
         preds = predictor(image, window=window)
         info = predictor.info
         try:
@@ -176,10 +178,43 @@ def predict_files(
             figures.write_png(output_path / f"{name}_overlay.png", picture)
         except OSError as error:
             raise UserError(f"{output_path / name}.png can't be written ({error.strerror}): make room there") from error
+        written += 1
     if not written:
         raise UserError(f"--input={source} holds no image: JPEG, PNG, TIFF, WebP and BMP are read")
-    log(f"{len(written)} images to {output}" + (f", {skipped} files skipped" if skipped else ""))
-    return len(written)
+    skipped = len(files) - written
+    log(f"{written} images to {output}" + (f", {skipped} files skipped" if skipped else ""))
+    return written
+
+
+def _seems_an_image(path: pathlib.Path) -> bool:
+    """By its first bytes."""
+    import cv2
+
+    return os.access(path, os.R_OK) and cv2.haveImageReader(str(path))
+
+
+def _names(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """What the outputs of each file are called; files of one name and several kinds keep their kind but for one."""
+    names: dict[pathlib.Path, str] = {}
+    for path in files:
+        names[path] = path.stem if path.stem not in names.values() else path.name
+    return names
+
+
+def _check_outputs(names: Mapping[pathlib.Path, str], folder: pathlib.Path) -> None:
+    """Refuses outputs that would take the place of an input or of each other.
+
+    Raises:
+      UserError: names the files.
+    """
+    inputs, taken = {path.resolve() for path in names}, {}
+    for path, name in names.items():
+        for output in (f"{name}.png", f"{name}_overlay.png"):
+            if (folder / output).resolve() in inputs:
+                raise UserError(f"{folder / output} is an input and would be overwritten: choose another --output")
+            if output in taken:
+                raise UserError(f"{path} and {taken[output]} would both be written to {output}: rename one of them")
+            taken[output] = path
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
+from jaxseg.files import replacing
 from jaxseg.models import cost
 from jaxseg.protocols import WORDS, from_config
 from jaxseg.score import write_evaluation
@@ -102,6 +102,7 @@ class Record:
             "image_size": image_size,
             "device": device.device_kind,
             "num_devices": self.mesh.size,
+            "records": pathlib.Path(dataset.path).parent.name,
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
         self.writers.message(
@@ -111,6 +112,10 @@ class Record:
             + ("s" if self.mesh.size > 1 else "")
             + f"; all of it goes to {self.workdir}"
         )
+        if before.get("records", self._facts["records"]) != self._facts["records"]:
+            self.writers.message(
+                f"the data is not that of the steps before: {before['records']} there, {self._facts['records']} now"
+            )
         self.writers.hparams(configs.flatten(config))
         self.writers.text(0, {"config": f"```json\n{configs.to_json(config)}```"})
         self.writers.overview(variables)
@@ -269,9 +274,8 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
-            temporary = self.workdir / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(text)
-            os.replace(temporary, self.workdir / name)
+            with replacing(self.workdir / name) as temporary:
+                temporary.write_text(text)
 
 
 def make_workdir(workdir: pathlib.Path) -> pathlib.Path:

@@ -21,6 +21,7 @@ from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
+from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour, replicate
@@ -142,9 +143,8 @@ def write_evaluation(
         **_plain({"loss": result.loss, "seconds": seconds}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, allow_nan=False) + "\n")
     return path
 
 

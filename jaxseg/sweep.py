@@ -6,6 +6,7 @@ same sweep goes on where it stopped.
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import itertools
@@ -31,7 +32,6 @@ from jaxseg.process import Interrupted
 from jaxseg.writers import duration, print_line
 
 COMMAND = (sys.executable, "-m", "jaxseg.main")
-SEED = "train.seed"
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple such as (0.5,2.0)"}
 
 
@@ -110,7 +110,7 @@ def plan(config: ConfigDict, texts: Sequence[str], workdir: pathlib.Path) -> lis
     runs = []
     for combination in itertools.product(*table.values()):
         values = dict(zip(table, combination, strict=True))
-        changed = config.copy_and_resolve_references()
+        changed = copy.deepcopy(config)
         changed.update_from_flattened_dict(values)
         configs.validate(changed)
         run = Run(values, workdir / _name(values), changed)
@@ -149,7 +149,8 @@ def _values(config: ConfigDict, texts: Sequence[str]) -> dict[str, list[Any]]:
         if field in table:
             raise UserError(f"--sweep has {field} twice: give all its values in one")
         # Commas inside a tuple are its own.
-        table[field] = [_parsed(field, value, type(fields[field])) for value in re.split(r",(?![^(]*\))", values)]
+        kinds = (int, tuple) if field == "data.crop_size" else (type(fields[field]),)
+        table[field] = [_parsed(field, value, kinds) for value in re.split(r",(?![^(]*\))", values)]
         names = [_name({field: value}) for value in table[field]]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -157,17 +158,18 @@ def _values(config: ConfigDict, texts: Sequence[str]) -> dict[str, list[Any]]:
     return table
 
 
-def _parsed(field: str, text: str, kind: type) -> Any:
-    if kind is str:
+def _parsed(field: str, text: str, kinds: Sequence[type]) -> Any:
+    if str in kinds:
         return text
     try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else ast.literal_eval(text.strip())
+        value = {"true": True, "false": False}[text.lower()] if bool in kinds else ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, KeyError):
         value = None
-    if kind is float and type(value) is int:
+    if float in kinds and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
-        raise UserError(f"--sweep={field}=...: '{text}' is not {KINDS[kind]}")
+    if type(value) not in kinds:
+        due = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
+        raise UserError(f"--sweep={field}=...: '{text}' is not {due}")
     return value
 
 

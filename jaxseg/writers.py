@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 
 METRICS = "metrics.jsonl"
 EVENTS = "events"
@@ -65,9 +66,8 @@ def _cut(path: Path, last_step: int, scored_step: int) -> None:
         for line, row in rows
         if row is not None and row["step"] <= (scored_step if any(key.startswith("val/") for key in row) else last_step)
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxseg"
 
-MODEL_HALF = ("models", "losses", "metrics", "optim", "refine", "state", "step", "lookup", "errors")
+MODEL_HALF = ("models", "losses", "metrics", "optim", "refine", "state", "step", "lookup", "errors", "files")
 LIBRARIES = {"jax", "flax", "optax", "numpy", "ml_collections", "safetensors"}
 # What one file may import besides, inside a function: not everybody has it, and few need it.
 WHEN_NEEDED = {
@@ -70,13 +70,13 @@ def test_the_model_half_stands_on_jax_alone(path):
 
 def test_networks_know_nothing_of_training():
     for path in modules("models"):
-        assert ours(imports(path)) <= {"models", "lookup", "errors"}
+        assert ours(imports(path)) <= {"models", "lookup", "errors", "files"}
 
 
 def test_the_data_half_knows_no_networks():
     for path in modules("data"):
         names = imports(path)
-        assert ours(names) <= {"data", "lookup", "errors"}, path
+        assert ours(names) <= {"data", "lookup", "errors", "files"}, path
         assert not {name.split(".")[0] for name in names} & {"flax", "optax"}, path
 
 

@@ -189,8 +189,8 @@ def test_files_that_are_no_images_are_named_and_skipped(photos, finished, tiny, 
     (photos / "empty.jpg").write_bytes(b"")
     predict_files(str(finished), str(photos), str(tmp_path / "out"), log=lambda line: None)
     err = capsys.readouterr().err
-    assert f"{photos / 'notes.txt'} is no image: skipped" in err
-    assert f"{photos / 'empty.jpg'} is no image: skipped" in err
+    assert f"{photos / 'notes.txt'} is no image that can be read: skipped" in err
+    assert f"{photos / 'empty.jpg'} is no image that can be read: skipped" in err
     assert err.count("is no image") == 2
 
 
@@ -217,6 +217,19 @@ def test_an_input_is_never_overwritten(one, photos, finished, tiny):
     with pytest.raises(UserError, match=r"\.png is an input and would be overwritten: choose another --output"):
         predict_files(str(finished), source, str(photos), log=lambda line: None)
     assert {name: (photos / name).read_bytes() for name in before} == before
+
+
+def test_an_overlay_overwrites_no_photo_and_no_other_output(photos, finished, tiny, tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(photos / "colour.jpg", tmp_path / "in" / "a.jpg")
+    shutil.copy(photos / "small.png", tmp_path / "in" / "a_overlay.png")
+    for output, message in (
+        ("in", r"a_overlay\.png is an input and would be overwritten"),
+        ("out", r"a_overlay\.png and .*a\.jpg would both be written to a_overlay\.png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict_files(str(finished), str(tmp_path / "in"), str(tmp_path / output), log=lambda line: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_images_is_refused(finished, tiny, tmp_path):

@@ -103,6 +103,12 @@ def test_a_label_beyond_the_classes(tiny, folder, tmp_path, monkeypatch):
         ),
         ({"train__best": "mean_iuo"}, "unknown score (train.best) 'mean_iuo': did you mean mean_iou"),
         ({"train__best": "iou/bycicle"}, "unknown score (train.best) 'iou/bycicle': did you mean iou/bicyclist"),
+        (
+            {"train__best": "boundary_f2", "eval__boundary_tolerance": 2.0},
+            "unknown score (train.best) 'boundary_f2': did",
+        ),
+        ({"train__best": "pixels"}, "unknown score (train.best) 'pixels'"),
+        ({"data__mean": (124.0, 116.0, 104.0)}, "data.mean is (124.0, 116.0, 104.0): each must be from 0 to 1"),
         ({"model__output_stride": 7}, "output_stride is 7: it must be one of 8, 16, 32"),
     ],
 )
@@ -242,6 +248,8 @@ def test_a_disk_that_is_full_where_anything_else_is_written(name, tiny, tmp_path
             ["--config=configs/quickstart.py", "--config.optim.learning_rat=1"],
             "there is no field --config.optim.learning_rat: did you mean optim.learning_rate",
         ),
+        (["--config", "configs/quickstart.py", "--config.optim.learning_rat=1"], "there is no field --config.optim."),
+        (["--mode", "eval", "--workdir", "x", "--sweep", "train.seed=0,1"], "--sweep trains: leave --mode=eval out"),
         (
             ["--config=configs/quickstart.py", "--workdri=x"],
             "Unknown command line flag 'workdri'. Did you mean: workdir",
@@ -276,6 +284,11 @@ def test_a_command_line_that_can_not_be(flags, message, monkeypatch):
     [
         (["--config.data.dir=/no/such/folder"], "error: the data folder /no/such/folder does not exist"),
         (["--config.data.batch_size=2.5"], "error: flag --config.data.batch_size=2.5: invalid literal for int()"),
+        (["--config.data.crop_size=256.0"], "error: data.crop_size is 256.0: it must be a number or (height, width)"),
+        (
+            ["--config.model.options.separables=False"],
+            "error: deeplabv3plus has no option 'separables': did you mean ",
+        ),
         (["--config.model.bakbone=resnet18"], "error: there is no field --config.model.bakbone: did you mean model.b"),
     ],
 )

@@ -87,6 +87,7 @@ def test_every_combination_has_a_workdir_named_by_its_fields(tmp_path):
         (["data.flip=True,false"], ["flip=True", "flip=False"]),
         (["optim.learning_rate=1,1e-3"], ["learning_rate=1.0", "learning_rate=0.001"]),
         (["data.scale=(0.5,2.0),(1.0,1.0)"], ["scale=(0.5,2.0)", "scale=(1.0,1.0)"]),
+        (["data.crop_size=64,(64,96)"], ["crop_size=64", "crop_size=(64,96)"]),
         (["model.weights=,a/b c.pth"], ["weights=", "weights=a_bc.pth"]),
         (["model.name=unet", "data.name=camvid"], ["model.name=unet,data.name=camvid"]),
     ],

@@ -192,7 +192,7 @@ def test_a_run_says_what_it_is_and_how_far_it_came(finished, tiny):
         "best_score": max(scored(finished).values()),
     }
     assert {key: told_now[key] for key in due} == due
-    assert told_now.keys() - due.keys() == {"versions", "train_seconds", "images_per_second"}
+    assert told_now.keys() - due.keys() == {"versions", "records", "train_seconds", "images_per_second"}
     assert told_now["versions"]["jax"] == jax.__version__
     # Of every step but the first.
     assert told_now["images_per_second"] * told_now["train_seconds"] == pytest.approx(11 * 2)
@@ -425,6 +425,15 @@ def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, t
     assert (progress["best_score"], progress["stale"]) == (2.0, 1) and best < 2.0
     assert "best_mean_iou" not in progress
     assert told(finished_copy)["step"] == 14
+
+
+def test_a_run_that_goes_on_with_other_data_says_so(finished_copy, tiny):
+    about, lines = told(finished_copy), []
+    (finished_copy / "run.json").write_text(json.dumps(about | {"records": "camvid-0123"}))
+    train(tiny.config(train__num_steps=13), finished_copy, log=lines.append)
+    assert f"the data is not that of the steps before: camvid-0123 there, {about['records']} now" in lines
+    train(tiny.config(train__num_steps=14), finished_copy, log=lines.append)
+    assert sum("the data is not that" in line for line in lines) == 1
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(finished_copy, tiny):

@@ -7,6 +7,7 @@ standard scores. With `as_published` as its argument a file gives what was reall
 from ml_collections import ConfigDict
 
 from configs import default
+from jaxseg.config import lock
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
 
@@ -28,7 +29,7 @@ def start(argument: str, *words: str) -> tuple[ConfigDict, set[str]]:
 def publish(config: ConfigDict, setting: str, scores: dict[str, float], split: str = "") -> ConfigDict:
     """The config with what was published, by the names of our scores, of one split or all, and locked."""
     config.published = ConfigDict({"setting": setting, "scores": scores} | ({"split": split} if split else {}))
-    return config.lock()
+    return lock(config)
 
 
 def project_a(config: ConfigDict, as_published: bool) -> None:
@@ -81,9 +82,9 @@ def project_c(config: ConfigDict, as_published: bool, floor: float = 1e-5) -> No
 
     arslanamin14/Image-Segmentation, commit 0aa389d. The rate falls to a tenth after 5 epochs without a lower validation
     loss, but not under `floor`; after 10 the run ends. As published the patches, which overlap by half, are split 90/10
-    by patch, so that validation pixels are in training; by default whole images are held out. Polygons of the test
-    images are filled with their outline, as the project's test masks were; `MoNuSeg` in jaxseg/data has the rule for
-    the others.
+    by patch, so that validation pixels are in training, and the polygons of test images are filled with their outline,
+    where training masks end half a pixel earlier. By default whole images are held out, and all masks follow one rule,
+    see `MoNuSeg` in jaxseg/data.
     """
     data, optim, train = config.data, config.optim, config.train
     data.name, data.version = "monuseg", "by_patch,full_polygons" if as_published else ""

@@ -2,9 +2,13 @@
 
 With `mobilenet_v2` as its argument it is SMP's FPN on that backbone, a ninth of its multiply-adds.
 
-    python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py --config.data.dir=CAMVID
+    python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py --config.data.dir=CAMVID \\
+        --config.model.weights=FILE
     python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py:mobilenet_v2 --config.data.dir=CAMVID
-    python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py:as_published --config.data.dir=CAMVID
+    python -m jaxseg.main --config=configs/reproduce/a_fpn_mobilenet.py:as_published --config.data.dir=CAMVID \\
+        --config.model.weights=FILE
+
+FILE holds Keras' weights of MobileNet v1, which the hub has not; '' starts from scratch.
 
 Setting: `reproduce.project_a`. Published, on the 101 images of CamVid's val split: accuracy 0.8926, and from the
 correctly paired pass micro IoU 0.8069; see `a_unet_vgg16.py` for the figures that mean nothing.

@@ -29,4 +29,4 @@ def get_config(argument: str = ""):
     config.model.name, config.model.backbone = "deeplabv3", "resnet50"
     config.model.options = ConfigDict({"align_corners": False})
     config.model.backbone_options = ConfigDict({"dilate_first_block": False})
-    return publish(config, "LoveDA urban, training part, 256x256, 14 epochs", PUBLISHED)
+    return publish(config, "LoveDA urban, training part, 256x256, 14 epochs", PUBLISHED, split="train")

@@ -28,4 +28,4 @@ def get_config(argument: str = ""):
     project_b(config, "as_published" in words, "camvid" if "camvid" in words else "loveda")
     config.model.name, config.model.backbone = "fcn", "resnet50"
     config.model.backbone_options = ConfigDict({"dilate_first_block": False})
-    return publish(config, "LoveDA urban, training part, 256x256, 12 epochs", PUBLISHED)
+    return publish(config, "LoveDA urban, training part, 256x256, 12 epochs", PUBLISHED, split="train")

@@ -25,4 +25,4 @@ def get_config(argument: str = ""):
     config, words = start(argument, "as_published", "loveda", "camvid")
     project_b(config, "as_published" in words, "camvid" if "camvid" in words else "loveda")
     config.model.name, config.model.backbone = "pspnet", "resnet34"
-    return publish(config, "LoveDA urban, training part, 256x256, 25 epochs", PUBLISHED)
+    return publish(config, "LoveDA urban, training part, 256x256, 25 epochs", PUBLISHED, split="train")

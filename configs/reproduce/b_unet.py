@@ -29,4 +29,4 @@ def get_config(argument: str = ""):
     config.model.name, config.model.backbone = "unet", "plain"
     config.model.weights = ""
     config.model.options = ConfigDict({"batch_norm": True, "depth": 3, "upsampling": "bilinear", "dropout": 0.0})
-    return publish(config, "LoveDA urban, training part, 256x256, 31 epochs", PUBLISHED)
+    return publish(config, "LoveDA urban, training part, 256x256, 31 epochs", PUBLISHED, split="train")

@@ -5,11 +5,13 @@ of them, `charts` the curves, `pictures` the images through every network, `sect
 writes the table of published experiments.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 
 IMAGES = 6
 
@@ -84,18 +86,10 @@ def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
     Raises:
       UserError: the folder can't be made or written.
     """
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            temporary[name].write_text(text, encoding="utf-8")
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
+        with contextlib.ExitStack() as files:
+            for name, text in texts.items():
+                files.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} can't be written ({error.strerror or error}): choose another folder") from error
-    finally:
-        for path in temporary.values():
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                break  # there is no such folder to have left anything in

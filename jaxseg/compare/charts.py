@@ -77,28 +77,27 @@ def tick_text(value: float) -> str:
 def panels(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Title and SVG of each: training loss, validation loss and two scores; those that no run has are left out."""
     wanted = {
-        "Training loss": ("train/loss",),
-        "Validation loss": ("val/loss",),
-        "Mean IoU": ("val/mean_iou", "train/mean_iou"),
-        "Pixel accuracy": ("val/pixel_accuracy", "train/pixel_accuracy"),
+        "Training loss": "train/loss",
+        "Validation loss": "val/loss",
+        "Mean IoU": "val/mean_iou",
+        "Pixel accuracy": "val/pixel_accuracy",
     }
     found = []
-    for title, keys in wanted.items():
-        if any(len(series(run.rows, keys[0])[0]) for group in groups for run in group.runs):
-            found.append((title, panel(groups, title, keys)))
+    for title, key in wanted.items():
+        if any(len(series(run.rows, key)[0]) for group in groups for run in group.runs):
+            found.append((title, panel(groups, title, key)))
     return found
 
 
-def panel(groups: Sequence[Group], title: str, keys: Sequence[str]) -> str:
-    """One pair of axes with a line a run; those of `keys` after the first are dotted, as scores of training are."""
-    is_loss, is_training = keys[0].endswith("/loss"), keys[0].startswith("train/")
+def panel(groups: Sequence[Group], title: str, key: str) -> str:
+    """One pair of axes with a line a run."""
+    is_loss, is_training = key.endswith("/loss"), key.startswith("train/")
     lines = []
     for index, group in enumerate(groups):
         for run in group.runs:
-            for dotted, name in enumerate(keys):
-                steps, values = series(run.rows, name)
-                if len(steps):
-                    lines.append((index, run.name, bool(dotted), steps, smoothed(values) if is_training else values))
+            steps, values = series(run.rows, key)
+            if len(steps):
+                lines.append((index, run.name, steps, smoothed(values) if is_training else values))
     # A loss may start orders of magnitude above where it ends: the first tenth of a curve does not set the scale.
     tops = [values[len(values) // 10 if is_loss else 0 :].max() for *_, values in lines]
     lows = [values.min() for *_, values in lines]
@@ -130,11 +129,11 @@ def panel(groups: Sequence[Group], title: str, keys: Sequence[str]) -> str:
     box = f"{LEFT - 6} {TOP} {WIDTH - LEFT - RIGHT + 12} {HEIGHT - TOP - BOTTOM + 6}"
     x, y, width, height = box.split()
     parts.append(f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">')
-    for index, name, dotted, steps, values in lines:
+    for index, name, steps, values in lines:
         colour, kind = style(index)
         places = [(x_of(step), y_of(value)) for step, value in zip(steps, values, strict=True)]
         many = len(groups[index].runs) > 1
-        classes = " ".join(filter(None, ("curve", many and "seed", dotted and "dotted")))
+        classes = "curve seed" if many else "curve"
         parts.append(f'<g class="{classes}" style="color:{colour}">')
         words = f"{groups[index].label}, {name}" if many else name
         parts.append(f"<title>{html.escape(words)}: {values[-1]:.4f} at step {steps[-1]:g}</title>")

@@ -66,7 +66,6 @@ tr.block span { position: sticky; left: 10px; }
 .curve { fill: currentColor; }
 .curve path { stroke: currentColor; stroke-width: 2; stroke-linejoin: round; fill: none; }
 .curve.seed path { stroke-width: 1.4; }
-.curve.dotted path { stroke-dasharray: 2 4; }
 .curve:hover path { stroke-width: 4; }
 .heat td { background: color-mix(in srgb, var(--hot) calc(var(--v) * 1%), var(--page)); text-align: center; }
 .heat td, .heat tbody th { vertical-align: middle; }

@@ -67,25 +67,26 @@ def sheets(groups: Sequence[Group], count: int, log: Callable[[str], object]) ->
 
 def _sheet(groups: Sequence[Group], count: int, log: Callable, notes: list[str]) -> Sheet | None:
     from jaxseg import config as configs
-    from jaxseg.score import open_data
+    from jaxseg.score import eval_split, open_data
 
-    dataset = open_data(configs.read(groups[0].runs[0].path))
-    info, split = dataset.info, dataset.eval_split
+    config = configs.read(groups[0].runs[0].path)
+    dataset = open_data(config)
+    info, split = dataset.info, eval_split(config, dataset)
     source, total = dataset.source(split), dataset.lengths[split]
     places = np.unique(np.linspace(0, total - 1, CANDIDATES).round().astype(int)) if total else []
     networks, preds, scores = [], [], []
     for number, group in enumerate(groups, 1):
         log(f"{len(places)} images of {group.data} {split} through {group.label} ({number} of {len(groups)})")
         try:
-            of_images = [_predict(group, source, places, info)]
+            pairs = _predict(group, source, places, info)
         except Exception as error:
             # A checkpoint that is missing or of other code, or memory that is short: the other networks go on.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             notes.append(f"{group.label} has no predictions among the pictures: {lines[0]}")
             continue
         networks.append(group.label)
-        preds += [[pred for pred, _ in pairs] for pairs in of_images]
-        scores += [[score for _, score in pairs] for pairs in of_images]
+        preds.append([pred for pred, _ in pairs])
+        scores.append([score for _, score in pairs])
     if not networks:
         return None
     of_image = np.mean(scores, 0)

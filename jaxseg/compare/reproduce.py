@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,8 @@ def config_name(run: Run, folder: pathlib.Path) -> str:
         for stem in stems:
             # As `main.default_workdir` makes it of `NAME.py:WORD,WORD`.
             if called == stem or called.startswith(f"{stem}-"):
-                return ":".join(filter(None, (stem, called[len(stem) + 1 :].replace("-", ","))))
+                argument = called.removesuffix("-sweep")[len(stem) + 1 :].replace("-", ",")
+                return ":".join(filter(None, (stem, argument)))
     return ""
 
 
@@ -111,7 +113,7 @@ def command(run: Run, card: dict[str, Any], folder: pathlib.Path, name: str) -> 
         if field in FOLDERS and "/" in str(value):
             value = "DIR" if field == "data.dir" else "FILE"
         text = str(tuple(value) if isinstance(value, list) else value)
-        words.append(f'--config.{field}="{text}"' if " " in text else f"--config.{field}={text}")
+        words.append(shlex.quote(f"--config.{field}={text}"))
     return " ".join(words)
 
 

@@ -17,6 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.writers import METRICS, read_metrics
 
 ABOUT = "run.json"
+INFO = "info.json"
 EVALUATIONS = "evaluations"
 SEED = "train.seed"
 # No result depends on these: runs that differ in nothing else are of one config.
@@ -57,6 +58,7 @@ class Run:
       rows: of `metrics.jsonl`, numbers alone.
       about: of `run.json`: parameters, multiply_adds, images_per_second, ...; {} where there is none.
       notes: what of it could not be read.
+      of_data: the class names of `info.json`, () where there is none.
     """
 
     path: pathlib.Path
@@ -66,6 +68,7 @@ class Run:
     evaluations: list[Evaluation]
     notes: list[str]
     name: str = ""
+    of_data: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -89,8 +92,8 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """As its evaluations name them; () where none does."""
-        return next((tuple(evaluation.iou) for evaluation in self.evaluations if evaluation.iou), ())
+        """As its evaluations or its data set name them; () where neither does."""
+        return next((tuple(evaluation.iou) for evaluation in self.evaluations if evaluation.iou), self.of_data)
 
     @property
     def images_per_second(self) -> float | None:
@@ -227,12 +230,15 @@ def read_run(workdir: str | os.PathLike) -> Run:
     path = pathlib.Path(workdir)
     config, rows, notes = _read_config(path), _read_rows(path), []
     about = _read_about(path, notes)
-    evaluations = _read_evaluations(path, notes)
-    if all(evaluation.split != "val" for evaluation in evaluations):
+    by_file = _read_evaluations(path, about, notes)
+    # What was scored while training may have been scored again by --mode=eval.
+    evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
+    if "val-best" not in by_file:
         evaluations = _evaluations_of(rows, config) + evaluations
     if not rows and not evaluations:
         raise UserError(f"{path} has no results yet: neither rows in {METRICS} nor files in {EVALUATIONS}/")
-    return Run(path, config, rows, about, evaluations, notes)
+    of_data = tuple(map(str, (_read_json(path / INFO, notes) or {}).get("class_names", ())))
+    return Run(path, config, rows, about, evaluations, notes, of_data=of_data)
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -281,15 +287,25 @@ def _read_about(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}
 
 
-def _read_evaluations(path: pathlib.Path, notes: list[str]) -> list[Evaluation]:
-    found = []
+def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[str]) -> dict[str, Evaluation]:
+    found = {}
     for file in sorted((path / EVALUATIONS).glob("*.json")):
         value = _read_json(file, notes)
-        if value is not None:
-            try:
-                found.append(_evaluation(value))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                notes.append(f"{EVALUATIONS}/{file.name} is left out: it is no evaluation ({error!r})")
+        if value is None:
+            continue
+        try:
+            evaluation = _evaluation(value)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            notes.append(f"{EVALUATIONS}/{file.name} is left out: it is no evaluation ({error!r})")
+            continue
+        step, now = value.get("step"), about.get({"best": "best_step", "latest": "step"}.get(evaluation.checkpoint))
+        if step is not None and now is not None and step != now:
+            notes.append(
+                f"{EVALUATIONS}/{file.name} is left out: it scored step {step}, and the {evaluation.checkpoint} "
+                f"checkpoint is of step {now} now"
+            )
+        else:
+            found[file.stem] = evaluation
     return found
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxseg.data.info import VOID_COLOUR, DataInfo, colourise
+from jaxseg.data.info import VOID_COLOUR, DataInfo
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 
-__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "colourise", "data_info", "open_dataset"]
+__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "data_info", "open_dataset"]
 
 DATASETS = {
     "shapes": "jaxseg.data.shapes:Shapes",

@@ -1,7 +1,8 @@
 """Preparing: a recipe's images and labels become ArrayRecord files, written by TensorFlow Datasets.
 
 TensorFlow is not needed for it and must not be loaded: image features are given encoded bytes (arrays would be encoded
-by TensorFlow), this module lies in a package, and the `DatasetInfo` is made directly.
+by TensorFlow), this module lies in a package, and the `DatasetInfo` is made directly. Only for a split of more than a
+gigabyte tfds takes it, for the files that the records are put in order in.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
 from jaxseg.data.progress import bar, counted, say
 from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_png
@@ -65,10 +67,14 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         sizes = self._sizes[split] = []
-        records = _read_ahead(self._recipe, self._recipe.splits()[split])
+        items = self._recipe.splits()[split]
+        records = _read_ahead(self._recipe, items)
+        # tfds sorts a large split by thousandths of the range of keys, each of them in memory: neighbours 0, 1, 2 would
+        # all come into the first.
+        distance = 2**HKEY_SIZE // max(1, len(items))
         for index, (name, image, labels, size) in enumerate(counted(records, self._counter)):
             sizes.append(size)
-            yield index, {"images": io.BytesIO(image), "labels": io.BytesIO(labels), "id": name}
+            yield index * distance, {"images": io.BytesIO(image), "labels": io.BytesIO(labels), "id": name}
 
 
 def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, bytes, bytes, tuple[int, int]]]:
@@ -110,8 +116,12 @@ def prepare(recipe: Recipe, progress: bool) -> Path:
         with _locked(path.parent.with_name(f"{folder}.lock"), progress):
             if not path.is_dir():
                 _write(recipe, root, path, progress)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+    except (OSError, RuntimeError) as error:
+        # What writes the records knows one kind of error alone.
+        full = error.errno == errno.ENOSPC if isinstance(error, OSError) else shutil.disk_usage(root).free < 2**24
+        if not full and not isinstance(error, OSError):
+            raise
+        why = "the disk is full" if full else error.strerror or error
         raise UserError(
             f"cannot write the prepared data of {recipe.key} to {path}: {why}. Set the environment variable "
             "TFDS_DATA_DIR to a folder that can be written and has room."

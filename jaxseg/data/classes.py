@@ -82,6 +82,11 @@ def read_classes(folder: Path, values: set[int]) -> Classes:
     labels = {value for value in values if value >= 0}
     if names is None and colours is not None:
         names = dict(enumerate(colours))
+        if ignore in names and labels:
+            raise UserError(
+                f"{path}: ignore is {ignore}, which is the label of {names[ignore]}, as colours are numbered from 0: "
+                "say the label of each by names."
+            )
     binary = labels == values and 255 in labels and labels <= {0, 255} and "ignore" not in said
     if binary and (names is None or names.keys() == {0, 1}):
         names = names or {0: "class_0", 1: "class_1"}
@@ -97,6 +102,11 @@ def read_classes(folder: Path, values: set[int]) -> Classes:
         kinds = ["class indices"] if labels else []
         kinds += ["RGB colours"] if labels != values else []
         kind = " and ".join(kinds)
+    if (said.keys() - {"ignore"}) and len(names) < 2:
+        raise UserError(
+            f"{folder} has one class, {', '.join(map(str, names.values()))}: two or more are due; name the others, "
+            f"background too, in {path}."
+        )
     names = tuple(names[label] for label in sorted(names))
     palette = np.array([colours[name] for name in names], np.uint8) if colours else voc_palette(len(names))
     return Classes(DataInfo("folder", names, palette), table, kind, path)
@@ -114,6 +124,8 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}.") from error
+    if said is None:
+        return {}
     if not isinstance(said, dict):
         raise bad("names, colours or ignore are due, each followed by a colon and what it is")
     for key in said:

@@ -53,19 +53,3 @@ class DataInfo:
             return cls(**fields)
         except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"no classes of a data set: {error!r}") from error
-
-
-def colourise(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Labels as an image.
-
-    Args:
-      labels: integers [H, W]; whatever is no row of `palette`, 255 among it, becomes `VOID_COLOUR`.
-      palette: uint8 [num_classes, 3].
-
-    Returns:
-      uint8 [H, W, 3], RGB.
-    """
-    labels = np.asarray(labels)
-    known = (labels >= 0) & (labels < len(palette))
-    table = np.concatenate([np.asarray(palette, np.uint8), VOID_COLOUR[None]])
-    return table[np.where(known, labels, len(palette))]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from jaxseg.data.recipe import (
     read_pixels,
 )
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 
 _SPLITS = ("train", "val", "test")
 _IMAGES, _MASKS = (*IMAGE_SUFFIXES, *TIFF_SUFFIXES), (".png",)
@@ -183,9 +183,8 @@ def _seen(folder: Path, pairs: list[Pair], fingerprint: str) -> dict[Path, dict[
     # Where it can't be written, preparing says so.
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(rows))
-        os.replace(temporary, kept)
+        with replacing(kept) as temporary:
+            temporary.write_text(json.dumps(rows))
     return dict(zip((pair.labels for pair in pairs), rows, strict=True))
 
 

@@ -104,7 +104,7 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
       UserError: the file cannot be read, is broken, or is neither JPEG, PNG nor TIFF.
     """
     data = _read_bytes(path)
-    if data[:4] in (b"II*\0", b"MM\0*"):
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         # Pillow knows fewer kinds of it, none of 16-bit colours among them. What OpenCV would write to standard error
         # about a broken file our own error says.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -121,7 +121,8 @@ def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
             kind, (width, height) = image.format, image.size
     except Exception as error:
         raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
-    if kind not in ("JPEG", "PNG"):
+    # MPO: several pictures in one JPEG file, as some cameras write it; every reader takes the first.
+    if kind not in ("JPEG", "MPO", "PNG"):
         raise UserError(f"{path} is a {kind} file; images must be JPEG, PNG or TIFF.")
     return data, (height, width)
 

@@ -32,15 +32,6 @@ def resize(images: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> tup
     return image, cv2.resize(labels, to, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def random_scale(
-    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, low: float, high: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels resized by one factor drawn evenly from [low, high]."""
-    factor = rng.uniform(low, high)
-    height, width = labels.shape
-    return resize(images, labels, (max(1, round(height * factor)), max(1, round(width * factor))))
-
-
 def pad(
     images: np.ndarray, labels: np.ndarray, size: tuple[int, int], fill: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -51,23 +42,6 @@ def pad(
         images = cv2.copyMakeBorder(images, *border, value=[int(v) for v in fill])
         labels = cv2.copyMakeBorder(labels, *border, value=IGNORE_LABEL)
     return images, labels
-
-
-def random_crop(
-    images: np.ndarray,
-    labels: np.ndarray,
-    rng: np.random.Generator,
-    size: int | Sequence[int],
-    fill: Sequence[int],
-) -> tuple[np.ndarray, np.ndarray]:
-    """A window of `size`, one number or (height, width), at a random place.
-
-    Where the image is smaller it is padded at the bottom and right with the colour `fill` and label 255.
-    """
-    height, width = as_pair(size)
-    top, left = _place(rng, labels.shape, (height, width))
-    window = np.s_[top : top + height, left : left + width]
-    return pad(images[window], labels[window], (height, width), fill)
 
 
 def random_flip(

@@ -89,6 +89,8 @@ def create_model(
         make_backbone, backbone_options = BACKBONES[backbone], dict(backbone_options or {})
         _check_options(backbone, make_backbone(), backbone_options, ("output_stride", "dtype", "name", "parent"))
         options["backbone"] = make_backbone(output_stride=stride, dtype=compute, **backbone_options)
+    elif output_stride is not None:
+        raise UserError(f"{name} on {backbone} has an encoder of its own, without an output_stride to set")
     elif backbone_options:
         raise UserError(f"{name} on {backbone} has no backbone that could take {', '.join(backbone_options)}")
     return network(num_classes=num_classes, in_channels=in_channels, dtype=compute, **options)

@@ -7,12 +7,12 @@ write: `JAXSEG_RECORD=1 pytest tests/peers`.
 """
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.models import FAMILIES, create_model
 from jaxseg.models.backbones import BACKBONES
@@ -63,9 +63,8 @@ def split_readme(text: str) -> tuple[str, str, str]:
 def write(readme: pathlib.Path) -> None:
     """Puts the whole table into a README."""
     before, _, after = split_readme(readme.read_text())
-    temporary = readme.with_suffix(".tmp")
-    temporary.write_text(before + "".join(f"{line}\n" for line in table(FAMILIES)) + after)
-    os.replace(temporary, readme)
+    with replacing(readme) as temporary:
+        temporary.write_text(before + "".join(f"{line}\n" for line in table(FAMILIES)) + after)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _count(jaxpr, origins: Sequence[frozenset]) -> tuple[int, list[frozenset]]:
             # Branches of one platform or another compute the same; the one that is written as a convolution counts.
             counted = [_count(sub, sources[len(sources) - len(sub.invars) :]) for sub in inner]
             most, results_of = max(counted, key=lambda pair: pair[0])
-            total += most * (math.prod([eqn.params["length"]]) if eqn.primitive.name == "scan" else 1)
+            total += most * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
             if len(results_of) == len(eqn.outvars):
                 results = results_of
         known.update(zip(eqn.outvars, results, strict=True))

@@ -55,6 +55,8 @@ class FCN(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
         features = self.backbone(images.astype(self.dtype), train=train)
+        if self.aux_head and not -len(features) <= self.aux_feature < len(features):
+            raise UserError(f"aux_feature is {self.aux_feature}: the backbone has features 0 to {len(features) - 1}")
 
         def head(feature: jax.Array, name: str) -> jax.Array:
             logits = FCNHead(self.num_classes, self.dropout, self.dtype, name=name)(feature, train=train)

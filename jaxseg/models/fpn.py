@@ -85,6 +85,8 @@ class FPN(nn.Module):
         lookup(UPSAMPLINGS, self.upsampling, "upsampling")
         if self.finest not in (1, 2):
             raise UserError(f"finest is {self.finest}: it must be 1 or 2")
+        if self.norm == "group" and self.features % 32:
+            raise UserError(f"features is {self.features}: it must be a multiple of 32, GroupNorm's groups")
         # A level's features are those of stride 2 ** level.
         by_level = dict(enumerate(self.backbone(images.astype(self.dtype), train=train), 1))
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.errors import UserError
 from jaxseg.models.layers import Conv, ConvTranspose, batch_norm, check_images, resize_bilinear
 
 # Section 6.2: weights are drawn from a Gaussian of mean 0 and standard deviation 0.02.
@@ -84,6 +85,8 @@ class UNetPix2Pix(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
         *skips, x = self.backbone(images.astype(self.dtype), train=train)
+        if len(self.features) != len(skips):
+            raise UserError(f"features are {len(self.features)}: one a block is due, {len(skips)}, coarsest first")
         for i, (features, skip) in enumerate(zip(self.features, reversed(skips), strict=True)):
             x = Up(features, 3, self.dtype, name=f"up_{i}")(x, skip.shape[1:3], train=train)
             x = jnp.concatenate([x, skip], -1)

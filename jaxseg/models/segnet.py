@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxseg.errors import UserError
 from jaxseg.models.backbones.vgg import STAGES
 from jaxseg.models.layers import (
     Conv,
@@ -76,6 +77,9 @@ class SegNetBasic(nn.Module):
       features, kernel_size: of each convolution; 7x7 so that a pixel of the last feature sees 106x106 pixels.
       depth: the number of poolings.
       dtype: of the computation; parameters, BatchNorm's statistics and logits are float32.
+
+    Raises:
+      UserError: an even kernel, no such depth; or images are too small for `depth` poolings.
     """
 
     num_classes: int
@@ -88,6 +92,14 @@ class SegNetBasic(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
+        if self.kernel_size % 2 == 0:
+            raise UserError(
+                f"kernel_size is {self.kernel_size}: it must be odd, or features lose a pixel at each layer"
+            )
+        if not 1 <= self.depth <= 6:
+            raise UserError(f"depth is {self.depth}: it must be from 1 to 6 poolings")
+        if min(images.shape[1:3]) < 2**self.depth:
+            raise UserError(f"images are {images.shape[1]}x{images.shape[2]}: {self.depth} poolings leave nothing")
         x, poolings = local_response_norm(images).astype(self.dtype), []
 
         for i in range(self.depth):

@@ -71,6 +71,8 @@ class UNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
         *skips, x = self.backbone(images.astype(self.dtype), train=train)
+        if len(self.features) != len(skips) + 1:
+            raise UserError(f"features are {len(self.features)}: one a block is due, {len(skips) + 1}, coarsest first")
 
         if has_center(self):
             x = ConvBlock(x.shape[-1], dtype=self.dtype, name="center")(x, train=train)
@@ -106,7 +108,7 @@ class PlainUNet(nn.Module):
       dtype: of the computation; parameters, BatchNorm's statistics and logits are float32.
 
     Raises:
-      UserError: there is no such upsampling; or images are too small for `depth` poolings.
+      UserError: there is no such upsampling or depth; or images are too small for `depth` poolings.
     """
 
     num_classes: int
@@ -124,6 +126,8 @@ class PlainUNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         check_images(images, self.in_channels)
+        if not 1 <= self.depth <= 6:
+            raise UserError(f"depth is {self.depth}: it must be from 1 to 6 poolings")
         if min(images.shape[1:3]) < 2**self.depth:
             raise UserError(f"images are {images.shape[1]}x{images.shape[2]}: {self.depth} poolings leave nothing")
         x, skips = images.astype(self.dtype), []

@@ -101,6 +101,33 @@ def test_a_run_with_test_scores_alone_keeps_those_of_its_metrics(write_run):
     assert [row.split for row in rows] == ["val", "test"]
 
 
+def test_scores_of_another_split_while_training_are_no_val_scores_and_count_once(write_run):
+    folder = write_run("a", evaluation={"split": "test"})
+    text = (folder / "evaluations" / "test-best.json").read_text()
+    (folder / "evaluations" / "val-best.json").write_text(text)
+    [row], _ = read(folder)
+    assert (row.split, len(row.evaluations)) == ("test", 1)
+
+
+def test_scores_of_a_checkpoint_that_is_no_more_are_left_out(write_run):
+    folder = write_run("a", evaluation={"split": "test", "step": 6}, about={"best_step": 12})
+    rows, notes = read(folder)
+    assert [row.split for row in rows] == ["val"]
+    assert "test-best.json is left out: it scored step 6, and the best checkpoint is of step 12 now" in notes[0]
+
+
+def test_a_seed_without_a_score_yet_stands_with_the_others(write_run):
+    first, second = write_run("seed=0"), write_run("seed=1", train__seed=1)
+    for file in (second / "evaluations").iterdir():
+        file.unlink()
+    rows = [line for line in (second / "metrics.jsonl").read_text().splitlines(True) if "val/" not in line]
+    (second / "metrics.jsonl").write_text("".join(rows))
+    names = json.loads((first / "evaluations" / "val-best.json").read_text())["class_names"]
+    (second / "info.json").write_text(json.dumps({"class_names": names}))
+    [row], _ = read(first, second)
+    assert len(row.group.runs) == 2 and len(row.evaluations) == 1
+
+
 def test_a_running_run_with_half_a_line_is_shown(write_run):
     folder = write_run("a", about={"status": "running", "step": 6})
     text = (folder / "metrics.jsonl").read_text().splitlines()

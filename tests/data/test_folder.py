@@ -311,6 +311,8 @@ def test_colours_without_a_table_are_listed(tmp_path):
         ("colours: {a: [1, 2, 300]}", r"colours must say the colour of each name"),
         ("colours: {a: [1, 2, 3], b: [1, 2, 3]}", r"two names have the same colour"),
         ("names: [a]\ncolours: {b: [1, 2, 3]}", r"the same classes, a is in one of them alone"),
+        ("names: [a]", "has one class, a: two or more are due"),
+        ("colours: {a: [1, 2, 3], b: [3, 2, 1]}\nignore: 1", "ignore is 1, which is the label of b"),
         ("ignore: void", r"ignore is void: a label from 0 to 255 or a colour"),
         ("names: [a, b]\nignore: 1", r"ignore is 1, which is a class as well"),
         ("colours: {a: [1, 2, 3]}\nignore: [1, 2, 3]", r"ignore is \[1, 2, 3\], which is a class as well"),

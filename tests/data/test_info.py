@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxseg.data import DATASETS, VOID_COLOUR, DataInfo, colourise, data_info
+from jaxseg.data import DATASETS, VOID_COLOUR, DataInfo, data_info
 from jaxseg.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -72,13 +72,6 @@ def test_versions_may_have_classes_of_their_own():
     for name, version in (("camvid", "13"), ("loveda", "urbane")):
         with pytest.raises(UserError, match=f"unknown version of {name} '{version}'"):
             data_info(name, version)
-
-
-def test_colourise_gives_palette_and_void():
-    palette = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
-    image = colourise(np.array([[0, 1], [255, -1]], np.int32), palette)
-    assert image.dtype == np.uint8
-    assert image.tolist() == [[[1, 2, 3], [4, 5, 6]], [VOID_COLOUR.tolist()] * 2]
 
 
 def test_an_unknown_name_names_the_nearest():

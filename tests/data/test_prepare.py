@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import open_dataset
+from jaxseg.data import builder, open_dataset
 from jaxseg.errors import UserError
 
 from .conftest import picture, write_jpeg, write_mask
@@ -34,6 +35,30 @@ def test_records_are_the_files(camvid_folder):
         np.testing.assert_array_equal(record["labels"], np.where(mask == 11, 255, mask))
         assert record["images"].dtype == record["labels"].dtype == np.uint8
     assert data.sizes("val").tolist() == [[36, 48]] * 3 and data.sizes("val").dtype == np.int32
+
+
+def test_a_split_that_is_sorted_on_disk_keeps_its_order_and_is_spread(camvid_folder, monkeypatch):
+    from tensorflow_datasets.core import shuffle
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    held, add = [], shuffle._Bucket.add
+    monkeypatch.setattr(shuffle._Bucket, "add", lambda bucket, *args: held.append(bucket) or add(bucket, *args))
+    source = open_dataset("camvid", directory=str(camvid_folder), progress=False).source("train")
+    assert [record["id"] for record in source] == [f"train_{i}" for i in range(4)]
+    assert len({id(bucket) for bucket in held}) == len(held) == 9
+
+
+def test_a_full_disk_is_named_whoever_meets_it(camvid_folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("UNKNOWN: No space left on device")
+
+    monkeypatch.setattr(builder.SegmentationRecords, "download_and_prepare", fail)
+    with pytest.raises(RuntimeError, match="No space"):
+        open_dataset("camvid", directory=str(camvid_folder), progress=False)
+    usage = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"the disk is full\. Set the environment variable TFDS_DATA_DIR"):
+        open_dataset("camvid", directory=str(camvid_folder), progress=False)
 
 
 def test_the_image_is_rgb(camvid_folder):

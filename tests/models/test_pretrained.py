@@ -436,18 +436,6 @@ def test_channels_are_turned_before_they_are_spread(bgr):
     )
 
 
-def test_bgr_comes_back_as_bgr_or_not_at_all(bgr, tmp_path):
-    model = small()
-    tensors = their_tensors(model)
-    variables = load_pretrained(model, tensors, log=lambda line: None)
-    export_weights(model, variables, tmp_path / "out.safetensors", "torchvision")
-    back = load_file(tmp_path / "out.safetensors")
-    np.testing.assert_array_equal(back["encoder.conv1.weight"], tensors["encoder.conv1.weight"])
-    model = small(in_channels=4)
-    with pytest.raises(UserError, match="torchvision takes BGR: 3 channels, not 4"):
-        export_weights(model, variables_of(model), tmp_path / "four.safetensors", "torchvision")
-
-
 def test_keras_vgg_is_turned_and_has_caffes_normalisation():
     model = create_model("unet", backbone="vgg16", num_classes=5)
     layout, shapes = BACKBONE_LAYOUTS["keras"](model.backbone), shapes_of("unet", "vgg16")

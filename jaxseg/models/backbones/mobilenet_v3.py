@@ -152,5 +152,5 @@ class MobileNetV3(nn.Module):
         return (*features, head(x, train=train))
 
 
-mobilenet_v3_large = functools.partial(MobileNetV3, LARGE)
-mobilenet_v3_small = functools.partial(MobileNetV3, SMALL)
+mobilenet_v3_large = functools.partial(MobileNetV3, blocks=LARGE)
+mobilenet_v3_small = functools.partial(MobileNetV3, blocks=SMALL)

@@ -87,7 +87,7 @@ class ResNet(nn.Module):
         return tuple(features)
 
 
-resnet18 = functools.partial(ResNet, BasicBlock, (2, 2, 2, 2))
-resnet34 = functools.partial(ResNet, BasicBlock, (3, 4, 6, 3))
-resnet50 = functools.partial(ResNet, Bottleneck, (3, 4, 6, 3))
-resnet101 = functools.partial(ResNet, Bottleneck, (3, 4, 23, 3))
+resnet18 = functools.partial(ResNet, block=BasicBlock, repeats=(2, 2, 2, 2))
+resnet34 = functools.partial(ResNet, block=BasicBlock, repeats=(3, 4, 6, 3))
+resnet50 = functools.partial(ResNet, block=Bottleneck, repeats=(3, 4, 6, 3))
+resnet101 = functools.partial(ResNet, block=Bottleneck, repeats=(3, 4, 23, 3))

@@ -69,5 +69,5 @@ class VGG(nn.Module):
         return nn.relu(Conv(channels, 3, dilation=dilation, use_bias=True, dtype=self.dtype, name=name)(x))
 
 
-vgg16 = functools.partial(VGG, False)
-vgg16_bn = functools.partial(VGG, True)
+vgg16 = functools.partial(VGG, batch_norm=False)
+vgg16_bn = functools.partial(VGG, batch_norm=True)

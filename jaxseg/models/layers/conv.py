@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxseg.models.layers.dense import dense_conv, dense_conv_transpose
+from jaxseg.models.layers.dense import Sides, dense_conv, dense_conv_transpose
 from jaxseg.models.layers.depthwise import depthwise_conv
 
 Activation = Callable[[jax.Array], jax.Array]
-Padding = int | tuple[tuple[int, int], tuple[int, int]]
+Padding = int | Sides
 
 # PyTorch's default for ReLU networks (He et al. 2015), over the fan that keeps the size of gradients.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -29,7 +29,7 @@ def he_normal_fan_out_depthwise(key, shape, dtype=jnp.float32):
 
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6) (MobileNetV2, section 3.1), with PyTorch's gradient: none at 0 and at 6."""
-    return jnp.where((x > 0) & (x < 6), x, jnp.where(x >= 6, jnp.asarray(6, x.dtype), jnp.asarray(0, x.dtype)))
+    return jnp.where(x <= 0, jnp.asarray(0, x.dtype), jnp.where(x >= 6, jnp.asarray(6, x.dtype), x))
 
 
 def uneven_padding(size: tuple[int, int], kernel_size: int, stride: int) -> Padding:
@@ -42,14 +42,14 @@ def uneven_padding(size: tuple[int, int], kernel_size: int, stride: int) -> Padd
     return sides(size[0]), sides(size[1])
 
 
-def _pairs(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
+def _pairs(padding: Padding) -> Sides:
     return ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
 
 
 class Conv(nn.Module):
     """Convolution with explicit padding, `[B, H, W, C]` to `[B, H', W', features]`.
 
-    `padding` None keeps the size at stride 1 (`dilation * (kernel_size - 1) / 2` on all sides).
+    `padding` None keeps the size at stride 1 for odd kernels (`dilation * (kernel_size - 1) / 2` on all sides).
     Parameters: `kernel` `[k, k, C, features]`, `bias` `[features]`, float32; computed in `dtype`.
     """
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 # Bytes of unfolded windows at a time in `_weight_grad`: measured best, or within a tenth of it, from 8x8 to 256x256.
 _BLOCK = 8 * 2**20
+_LARGEST = 8  # pixels, of a kernel that is unfolded
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -72,7 +73,7 @@ def dense_conv(
 
     Forward and for `x`'s gradient it is XLA's convolution. XLA's weight gradient is a convolution with `dy` as its
     kernel; on a CPU it takes up to five times as long as the same sum written as matrix products of a few rows each,
-    which is what runs there. Values and gradients are equal up to the order of the sums.
+    which is what runs on a single one. Values and gradients are equal up to the order of the sums.
 
     Args:
       x: `[B, H, W, C]`.
@@ -100,12 +101,13 @@ def _backward(stride, padding, dilation, residuals, dy):
     def unfolded(x, dy):
         return _weight_grad(x, dy, kernel.shape[0], stride, padding, dilation).astype(kernel.dtype)
 
-    return dx, _on_one_cpu(unfolded, plain, x, dy)
+    return dx, _on_one_cpu(unfolded, plain, x, dy, small=kernel.shape[0] <= _LARGEST)
 
 
-def _on_one_cpu(there, elsewhere, *arguments):
+def _on_one_cpu(there, elsewhere, *arguments, small: bool):
     # Over several devices a loop over a sharded batch would exchange sums at every turn.
-    if jax.device_count() > 1:
+    # A loop over so many taps of a large kernel would be a program of thousands of slices.
+    if jax.device_count() > 1 or not small:
         return elsewhere(*arguments)
     return jax.lax.platform_dependent(*arguments, cpu=there, default=elsewhere)
 
@@ -160,7 +162,7 @@ def _transposed_backward(stride, padding, output_padding, residuals, dy):
     def unfolded(x, dy):
         return _weight_grad(dy, x, kernel.shape[0], stride, sides, 1).astype(kernel.dtype)
 
-    return dx, _on_one_cpu(unfolded, plain, x, dy)
+    return dx, _on_one_cpu(unfolded, plain, x, dy, small=kernel.shape[0] <= _LARGEST)
 
 
 dense_conv_transpose.defvjp(_transposed_forward, _transposed_backward)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-Sides = tuple[tuple[int, int], tuple[int, int]]
+from jaxseg.models.layers.dense import Sides
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -6,7 +6,6 @@ in its shape, and every tensor of the file must be ours, or one of those that a 
 What may differ, and is told, is the number of classes, that of the image's channels, and an auxiliary head.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -20,11 +19,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxseg.errors import UserError
+from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.models.backbones import BACKBONES
 from jaxseg.models.pretrained import entries, hub, keras, smp, timm, torchvision
 from jaxseg.models.pretrained.entries import IMAGENET_MEAN, IMAGENET_STD
-from jaxseg.models.pretrained.files import read_tensors
+from jaxseg.models.pretrained.files import as_array, read_tensors
 
 __all__ = [
     "BACKBONE_LAYOUTS",
@@ -194,20 +194,15 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any], path: str | o
     ]
     named = {entry.path for entry in found.entries}
     faults += [f"{layout} has no name for {'/'.join(key)}" for key in shapes if key not in named]
-    if found.bgr and model.in_channels != 3:
-        faults.append(f"{layout} takes BGR: 3 channels, not {model.in_channels}")
     if faults:
         raise UserError(f"export: the variables are not those of a {type(model).__name__}:\n  {_listed(faults)}")
     if named - flat.keys():
         flat = _without_use(model) | flat
-    content = save({entry.name: _revert(entry, flat[entry.path], found) for entry in found.entries}, {"format": "pt"})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = save({entry.name: _revert(entry, flat[entry.path]) for entry in found.entries}, {"format": "pt"})
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"export: {path} can't be written ({error.strerror or error})") from error
 
 
@@ -276,7 +271,7 @@ def _layouts(model: nn.Module) -> list[tuple[entries.Layout, nn.Module]]:
 def _read(source: Source, backbone: nn.Module | None) -> tuple[str, dict[str, np.ndarray]]:
     """What to call the source, and its tensors."""
     if isinstance(source, Mapping):
-        return "the tensors given", {name: np.asarray(tensor) for name, tensor in source.items()}
+        return "the tensors given", {name: as_array(tensor) for name, tensor in source.items()}
     if source != "imagenet":
         if not pathlib.Path(source).suffix and not pathlib.Path(source).exists():
             raise UserError(f"weights: '{source}' is neither 'imagenet' nor the path of a weights file")
@@ -428,10 +423,9 @@ def _convert(entry: entries.Entry, tensor: np.ndarray, layout: entries.Layout, d
     return np.ascontiguousarray(ours)
 
 
-def _revert(entry: entries.Entry, tensor: Any, layout: entries.Layout) -> np.ndarray:
+def _revert(entry: entries.Entry, tensor: Any) -> np.ndarray:
     """The inverse of `_convert`, but for the number of channels, which stays."""
-    ours = np.asarray(tensor, np.float32)
-    return entry.to_theirs(ours[:, :, ::-1] if entry.role == "stem" and layout.bgr else ours)
+    return entry.to_theirs(np.asarray(tensor, np.float32))
 
 
 def _listed(faults: Sequence[str]) -> str:

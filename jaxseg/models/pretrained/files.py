@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -78,11 +79,15 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"weights: {path} holds no state dict: tensors by name are due, plain or below 'state_dict' or 'model'"
         )
-    # NumPy has no bfloat16 of its own.
-    return {
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-        for name, tensor in loaded.items()
-    }
+    return {name: as_array(tensor) for name, tensor in loaded.items()}
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """A tensor of NumPy, JAX or PyTorch, there from any device, as an array; bfloat16 as float32."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return np.asarray(tensor)
 
 
 def read_keras(path: str | pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,8 +1,7 @@
 """ImageNet weights from the Hugging Face hub: which file of which repository, at which revision.
 
-The repositories are segmentation_models_pytorch's own mirrors of the weights that torchvision (the Xception: Cadene)
-published, and the revisions those that its version 0.6.0 pins. A revision is a commit: its hash covers the checksum of
-the file.
+The repositories are segmentation_models_pytorch's own mirrors of the weights that torchvision published, and the
+revisions those that its version 0.6.0 pins. A revision is a commit: its hash covers the checksum of the file.
 """
 
 import contextlib

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from flax import linen as nn
 
 from jaxseg.models import deeplab, fpn, pspnet, unet
-from jaxseg.models.backbones import mobilenet_v3
+from jaxseg.models.backbones import mobilenet_v3, vgg
 from jaxseg.models.pretrained import torchvision
 from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, scale_and_bias, separable, within
 
@@ -93,6 +93,8 @@ FIXED = {
 def _has_its_options(model: nn.Module) -> bool:
     """Whether a network's layers, and the order of their channels, are those that SMP can build."""
     three_rates = len(getattr(model, "rates", range(3))) == 3
+    if isinstance(model, unet.UNet) and unet.has_center(model) != isinstance(model.backbone, vgg.VGG):
+        return False
     return three_rates and torchvision.is_default(model, FIXED.get(type(model), ()))
 
 
