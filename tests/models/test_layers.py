@@ -67,6 +67,20 @@ def conv_plain(x, kernel, stride=1, padding=0, dilation=1, groups=1):
     )
 
 
+def values_and_gradients(f, x, kernel):
+    """`f(x, kernel)`, its gradient for x and its gradient for the kernel, compiled, in float64."""
+
+    def both(x, kernel):
+        y, vjp = jax.vjp(f, x, kernel)
+        # Another weight for every place of the output, so that no two errors cancel.
+        return y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    with float64_on_cpu():
+        results = jax.jit(both)(x, kernel)
+    assert {a.dtype.name for a in results} == {"float64"}
+    return results
+
+
 # -------------------------------------------------------------------------------------------------- dense convolution
 
 
@@ -99,15 +113,8 @@ def test_dense_convolution_has_the_gradients_of_xlas(
             x, kernel, (stride,) * 2, padding, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    def both(x, kernel):
-        for f in (lambda x, kernel: dense_conv(x, kernel, stride, padding, dilation), plain):
-            y, vjp = jax.vjp(f, x, kernel)
-            yield y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
-
-    with float64_on_cpu():
-        ours, theirs = jax.jit(lambda x, kernel: list(both(x, kernel)))(x, kernel)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.dtype == np.float64
+    ours = values_and_gradients(lambda x, kernel: dense_conv(x, kernel, stride, padding, dilation), x, kernel)
+    for a, b in zip(ours, values_and_gradients(plain, x, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
@@ -147,14 +154,10 @@ def test_transposed_convolution_has_the_gradients_of_xlas(
             transpose_kernel=True,
         )
 
-    def both(x, kernel):
-        for f in (lambda x, kernel: dense_conv_transpose(x, kernel, stride, padding, output_padding), plain):
-            y, vjp = jax.vjp(f, x, kernel)
-            yield y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
-
-    with float64_on_cpu():
-        ours, theirs = jax.jit(lambda x, kernel: list(both(x, kernel)))(x, kernel)
-    for a, b in zip(ours, theirs, strict=True):
+    ours = values_and_gradients(
+        lambda x, kernel: dense_conv_transpose(x, kernel, stride, padding, output_padding), x, kernel
+    )
+    for a, b in zip(ours, values_and_gradients(plain, x, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
@@ -166,20 +169,10 @@ def check_depthwise(shape, kernel_size, stride, padding, dilation):
     x = normal(*shape, dtype=np.float64)
     kernel = normal(kernel_size, kernel_size, 1, shape[-1], seed=1, dtype=np.float64)
 
-    def both(x, kernel):
-        results = []
-        for f in (
-            lambda x, k: depthwise_conv(x, k, stride, padding, dilation),
-            lambda x, k: conv_plain(x, k, stride, padding, dilation, groups=shape[-1]),
-        ):
-            y, vjp = jax.vjp(f, x, kernel)
-            # Another weight for every place of the output, so that no two errors cancel.
-            results.append((y, *vjp(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))))
-        return results
-
-    with float64_on_cpu():
-        (y, dx, dw), (y_plain, dx_plain, dw_plain) = jax.jit(both)(x, kernel)
-        assert y.dtype == dx.dtype == dw.dtype == np.float64
+    y, dx, dw = values_and_gradients(lambda x, k: depthwise_conv(x, k, stride, padding, dilation), x, kernel)
+    y_plain, dx_plain, dw_plain = values_and_gradients(
+        lambda x, k: conv_plain(x, k, stride, padding, dilation, groups=shape[-1]), x, kernel
+    )
     np.testing.assert_allclose(y, y_plain, rtol=0, atol=1e-12)
     np.testing.assert_allclose(dx, dx_plain, rtol=0, atol=1e-12)
     # The sums of the weight gradient are accumulated in float32.

@@ -93,23 +93,21 @@ def _forward(x, kernel, stride, padding, dilation):
 
 def _backward(stride, padding, dilation, residuals, dy):
     x, kernel = residuals
-    (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride, padding, dilation), x)[1](dy)
-
-    def plain(x, dy):
-        return jax.vjp(lambda kernel: _plain(x, kernel, stride, padding, dilation), kernel)[1](dy)[0]
-
-    def unfolded(x, dy):
-        return _weight_grad(x, dy, kernel.shape[0], stride, padding, dilation).astype(kernel.dtype)
-
-    return dx, _on_one_cpu(unfolded, plain, x, dy, small=kernel.shape[0] <= _LARGEST)
+    of_x = jax.vjp(lambda x: _plain(x, kernel, stride, padding, dilation), x)[1]
+    of_kernel = jax.vjp(lambda kernel: _plain(x, kernel, stride, padding, dilation), kernel)[1]
+    return *of_x(dy), _kernel_grad(kernel, x, dy, stride, padding, dilation, lambda: of_kernel(dy)[0])
 
 
-def _on_one_cpu(there, elsewhere, *arguments, small: bool):
-    # Over several devices a loop over a sharded batch would exchange sums at every turn.
-    # A loop over so many taps of a large kernel would be a program of thousands of slices.
-    if jax.device_count() > 1 or not small:
-        return elsewhere(*arguments)
-    return jax.lax.platform_dependent(*arguments, cpu=there, default=elsewhere)
+def _kernel_grad(kernel, image, dy, stride, padding, dilation, plain) -> jax.Array:
+    """The gradient of `kernel` as it slides over `image`, `plain()` where XLA's own is the better one."""
+    # Over several devices a loop over blocks of a sharded batch would exchange its sums at every turn; a kernel of
+    # k x k pixels is k * k slices in the program, hundreds for a large one.
+    k = kernel.shape[0]
+    if jax.device_count() > 1 or k > _LARGEST:
+        return plain()
+    return jax.lax.platform_dependent(
+        cpu=lambda: _weight_grad(image, dy, k, stride, padding, dilation).astype(kernel.dtype), default=plain
+    )
 
 
 dense_conv.defvjp(_forward, _backward)
@@ -154,15 +152,9 @@ def _transposed_forward(x, kernel, stride, padding, output_padding):
 def _transposed_backward(stride, padding, output_padding, residuals, dy):
     x, kernel = residuals
     sides = ((padding, padding), (padding, padding))
+    of_kernel = jax.vjp(lambda kernel: _transposed_plain(x, kernel, stride, padding, output_padding), kernel)[1]
     dx = _plain(dy, kernel, stride, sides, 1)
-
-    def plain(x, dy):
-        return jax.vjp(lambda kernel: _transposed_plain(x, kernel, stride, padding, output_padding), kernel)[1](dy)[0]
-
-    def unfolded(x, dy):
-        return _weight_grad(dy, x, kernel.shape[0], stride, sides, 1).astype(kernel.dtype)
-
-    return dx, _on_one_cpu(unfolded, plain, x, dy, small=kernel.shape[0] <= _LARGEST)
+    return dx, _kernel_grad(kernel, dy, x, stride, sides, 1, lambda: of_kernel(dy)[0])
 
 
 dense_conv_transpose.defvjp(_transposed_forward, _transposed_backward)
