@@ -7,13 +7,14 @@ import re
 import sys
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxseg.errors import UserError
 from jaxseg.models.backbones import BACKBONES
 from jaxseg.models.pretrained import keras
-from jaxseg.models.pretrained.files import READERS, read_tensors
+from jaxseg.models.pretrained.files import READERS, as_array, read_tensors
 
 
 @pytest.fixture
@@ -33,6 +34,14 @@ def assert_equal(tensors: dict, due: dict):
 
 
 # ------------------------------------------------------------------------------------------------------------- any file
+
+
+def test_tensors_of_bfloat16_are_widened_whoever_made_them(torch):
+    ones = [np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16), torch.ones(3, dtype=torch.bfloat16)]
+    for array in map(as_array, ones):
+        assert type(array) is np.ndarray and array.dtype == np.float32
+        np.testing.assert_array_equal(array, np.ones(3))
+    assert as_array(np.ones(3, np.float64)).dtype == np.float64
 
 
 @pytest.mark.parametrize("name", ["none.pth", "none.h5", "none.weights.h5", "none.zip", "."])
