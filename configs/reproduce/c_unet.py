@@ -44,4 +44,4 @@ def best(config: ConfigDict) -> None:
     config.model.name, config.model.backbone, config.model.weights = "unet", "mobilenet_v2", "imagenet"
     config.loss.dice = 1.0
     optim.schedule, optim.backbone_lr_scale = "poly", 0.2
-    train.num_epochs, train.eval_every, train.patience, train.best = 20.0, 2 * (972 // 16), 0, "mean_iou"
+    train.num_epochs, train.eval_every, train.patience, train.best = 12.0, 2 * (972 // 16), 0, "mean_iou"
