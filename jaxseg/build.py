@@ -191,26 +191,32 @@ def train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Iter
         dataset.source(dataset.train_split),
         seed=config.train.seed,
         batch_size=data.batch_size,
-        augment=functools.partial(
-            transforms.augment,
-            crop_size=data.crop_size,
-            resize_to=tuple(data.resize),
-            scale=tuple(data.scale),
-            center_crop=data.center_crop,
-            flip=data.flip,
-            vertical_flip=data.vertical_flip,
-            rotate90=data.rotate90,
-            grid_distortion=data.grid_distortion,
-            elastic=data.elastic,
-            jitter=data.jitter,
-            stain=data.stain,
-            fill=fill_colour(data.mean),
-        ),
+        augment=augmentation(config),
         variants=tuple(data.variants),
         start_step=start_step,
         workers=data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+    )
+
+
+def augmentation(config: ConfigDict) -> pipeline.Augment:
+    """What a config does to every training image and its labels, given chance."""
+    data = config.data
+    return functools.partial(
+        transforms.augment,
+        crop_size=data.crop_size,
+        resize_to=tuple(data.resize),
+        scale=tuple(data.scale),
+        center_crop=data.center_crop,
+        flip=data.flip,
+        vertical_flip=data.vertical_flip,
+        rotate90=data.rotate90,
+        grid_distortion=data.grid_distortion,
+        elastic=data.elastic,
+        jitter=data.jitter,
+        stain=data.stain,
+        fill=fill_colour(data.mean),
     )
 
 

@@ -1,12 +1,12 @@
 """PyTorch's libraries beside a CPU build of PyTorch, and what every comparison with them needs."""
 
-import importlib
 import json
 import os
-import sys
 
 import pytest
 
+from jaxseg.benchmark.peers import import_torchvision
+from jaxseg.errors import UserError
 from jaxseg.models.__main__ import DIFFERENCES
 
 
@@ -24,39 +24,17 @@ def pytest_sessionfinish(session):
     os.replace(temporary, DIFFERENCES)
 
 
-def _import_torchvision():
-    """torchvision's wheel is built for CUDA: beside a CPU PyTorch its operators are missing and the import fails.
-
-    With the schemas of the two operators that it registers fakes for, it imports; networks need neither.
-    """
-    torch = pytest.importorskip("torch")
-    try:
-        return importlib.import_module("torchvision")
-    except ImportError:
-        pytest.skip("no torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for operator in ("nms", "qnms"):
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        try:
-            torch.library.define(f"torchvision::{operator}", schema)
-        except RuntimeError as error:
-            if "already" not in str(error) and "multiple times" not in str(error):
-                raise
-    return importlib.import_module("torchvision")
-
-
 @pytest.fixture(scope="session")
 def torch():
     return pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="session")
-def torchvision():
-    return _import_torchvision()
+def torchvision(torch):
+    try:
+        return import_torchvision()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
