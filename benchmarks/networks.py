@@ -1,12 +1,13 @@
 """The tables of networks beside PyTorch, a process a row: `python benchmarks/networks.py [--mode=train] [NAME...]`.
 
-On a GPU the rows are of 512x512, batch 32, bfloat16; on a CPU of 4x256x256, float32. NAMEs such as `unet-resnet18` choose
-rows, for what has to fit into a few minutes. Markdown goes to the standard output, every row's figures as a line of JSON
-to --output; rows that are there already are not run again.
+On a GPU the rows are of 512x512, batch 32, bfloat16; on a CPU of 4x256x256, float32. NAMEs such as `unet-resnet18`
+choose rows, for what has to fit into a few minutes. Markdown goes to the standard output, every row's figures as a line
+of JSON to --output; rows that are there already are not run again.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -71,6 +72,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     arguments = parser.parse_args()
 
+    # This process only asks what there is; the rows, which come after, have the memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     gpu = jax.default_backend() == "gpu"
