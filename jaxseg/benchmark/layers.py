@@ -87,7 +87,7 @@ def pointwise(batch, size, before, after) -> Case:
     return Case(
         f"dense 1x1, {batch}x{size}x{size}, {before} to {after}",
         (_random(batch, size, size, before), _random(1, 1, before, after)),
-        lambda x, kernel: x @ kernel[0, 0],
+        lambda x, kernel: layers.pointwise_conv(x, kernel[0, 0]),
         _plain_conv(),
         lambda torch: torch.nn.functional.conv2d,
     )

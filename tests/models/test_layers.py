@@ -27,6 +27,7 @@ from jaxseg.models.layers import (
     max_pool,
     max_pool_with_places,
     max_unpool,
+    pointwise_conv,
     relu6,
     resize_bilinear,
     resize_nearest,
@@ -129,6 +130,14 @@ def test_dense_convolution_in_bfloat16_sums_in_float32(monkeypatch):
         )
     assert dw.dtype == jnp.bfloat16
     assert float(dw[1, 1, 0, 0]) == 8192
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 5), (5, 3), (4, 4)])
+def test_a_pointwise_convolution_has_the_gradients_of_a_matrix_product(before, after):
+    x, kernel = normal(2, 4, 3, before, dtype=np.float64), normal(before, after, seed=1, dtype=np.float64)
+    ours = values_and_gradients(pointwise_conv, x, kernel)
+    for a, b in zip(ours, values_and_gradients(lambda x, kernel: x @ kernel, x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

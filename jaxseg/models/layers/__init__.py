@@ -19,7 +19,7 @@ from jaxseg.models.layers.conv import (
     relu6,
     uneven_padding,
 )
-from jaxseg.models.layers.dense import dense_conv, dense_conv_transpose
+from jaxseg.models.layers.dense import dense_conv, dense_conv_transpose, pointwise_conv
 from jaxseg.models.layers.depthwise import depthwise_conv
 from jaxseg.models.layers.pool import adaptive_avg_pool, max_pool, max_pool_with_places, max_unpool
 from jaxseg.models.layers.resize import resize_bilinear, resize_nearest
@@ -44,6 +44,7 @@ __all__ = [
     "max_pool",
     "max_pool_with_places",
     "max_unpool",
+    "pointwise_conv",
     "relu6",
     "resize_bilinear",
     "resize_nearest",

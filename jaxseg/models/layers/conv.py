@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxseg.models.layers.dense import Sides, dense_conv, dense_conv_transpose
+from jaxseg.models.layers.dense import Sides, dense_conv, dense_conv_transpose, pointwise_conv
 from jaxseg.models.layers.depthwise import depthwise_conv
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -69,8 +69,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if k == 1 and padding == ((0, 0), (0, 0)):
-            # As a matrix product the weight gradient is 3 to 10 times faster on a CPU, and nothing is lost elsewhere.
-            y = x[:, ::stride, ::stride] @ kernel[0, 0]
+            y = pointwise_conv(x[:, ::stride, ::stride], kernel[0, 0])
         else:
             y = dense_conv(x, kernel, stride, padding, self.dilation)
         if self.use_bias:

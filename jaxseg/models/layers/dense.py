@@ -115,6 +115,36 @@ def _kernel_grad(kernel, image, dy, stride, padding, dilation, plain) -> jax.Arr
 dense_conv.defvjp(_forward, _backward)
 
 
+@jax.custom_vjp
+def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution as a matrix product: XLA's weight gradient of a convolution takes 3 to 10 times as long on a CPU.
+
+    Args:
+      x: `[..., C]`.
+      kernel: `[C, O]`, of `x`'s dtype.
+
+    Returns:
+      `[..., O]`, in `x`'s dtype.
+    """
+    return x @ kernel
+
+
+def _pointwise_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(residuals, dy):
+    x, kernel = residuals
+    # One of the two is turned for the weight gradient: the smaller one. Without the barrier XLA writes it a second time
+    # in that order together with all that `dy` came from, a cache line a value.
+    dy = jax.lax.optimization_barrier(dy)
+    rows, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return dy @ kernel.T, rows.T @ rows_of_dy if x.shape[-1] <= dy.shape[-1] else (rows_of_dy.T @ rows).T
+
+
+pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
 def _transposed_plain(x, kernel, stride, padding, output_padding):
     low = kernel.shape[0] - 1 - padding
     return jax.lax.conv_transpose(
