@@ -262,7 +262,7 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(workdir) / FILE
     try:
         written = _as_tuples(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error

@@ -208,8 +208,10 @@ def test_a_field_that_is_no_more_is_told_and_a_new_one_had_its_default(tmp_path)
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"is no workdir of a run: it has no config.json"):
-        configs.read(tmp_path)
+    (tmp_path / "a.log").touch()
+    for path in (tmp_path, tmp_path / "none", tmp_path / "a.log"):
+        with pytest.raises(UserError, match=rf"{path} is no workdir of a run: it has no config.json"):
+            configs.read(path)
     (tmp_path / "config.json").write_text('{"data":')
     with pytest.raises(UserError, match=r"config.json can't be read"):
         configs.read(tmp_path)
