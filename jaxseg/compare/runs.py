@@ -389,11 +389,19 @@ def rows(groups: Sequence[Group]) -> list[Row]:
         for run in group.runs:
             for evaluation in run.evaluations:
                 gathered.setdefault((evaluation.key, tuple(evaluation.iou)), []).append(evaluation)
-        found += [Row(group, *key, evaluations) for (key, _), evaluations in gathered.items()]
-        if not gathered:
-            found.append(Row(group, "", "", "", []))
+        of_group = [Row(group, *key, evaluations) for (key, _), evaluations in gathered.items()]
+        found += [row for row in of_group if not _is_best_again(row, of_group)] or [Row(group, "", "", "", [])]
     blocks = list(dict.fromkeys(block(row) for row in found))
     return sorted(found, key=lambda row: blocks.index(block(row)))
+
+
+def _is_best_again(row: Row, others: Sequence[Row]) -> bool:
+    """Whether a row of the latest checkpoints says what that of the best says: in every run they are the same step."""
+    best = [o for o in others if (o.split, o.checkpoint, o.protocol) == (row.split, "best", row.protocol)]
+    if row.checkpoint != "latest" or not best or len(best[0].evaluations) != len(row.evaluations):
+        return False
+    pairs = zip(row.evaluations, best[0].evaluations, strict=True)
+    return all(a.counts is not None and np.array_equal(a.counts, b.counts) for a, b in pairs)
 
 
 def block(row: Row) -> tuple:

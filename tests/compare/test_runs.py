@@ -212,6 +212,25 @@ def test_values_of_another_kind_are_left_out(write_run):
     assert run.rows[-1] == {"step": 13}
 
 
+def score_latest(folder, counts) -> None:
+    """Writes the evaluation of the latest checkpoint beside that of the best."""
+    told = json.loads((folder / "evaluations" / "val-best.json").read_text())
+    told |= {"checkpoint": "latest", "counts": counts.tolist()}
+    (folder / "evaluations" / "val-latest.json").write_text(json.dumps(told))
+
+
+def test_the_latest_checkpoints_have_a_line_unless_all_of_them_are_the_best(write_run):
+    a, b = write_run("a", train__seed=0), write_run("b", train__seed=1)
+    for folder in (a, b):
+        score_latest(folder, COUNTS)
+    [row], _ = read(a, b)
+    assert row.checkpoint == "best" and len(row.evaluations) == 2
+    score_latest(b, COUNTS.T)
+    rows, _ = read(a, b)
+    # Both seeds are in both lines, or their mean would be over other seeds than that of the best.
+    assert sorted((row.checkpoint, len(row.evaluations)) for row in rows) == [("best", 2), ("latest", 2)]
+
+
 def test_a_workdir_given_twice_is_compared_once(write_run):
     folder = write_run("a")
     rows, [note] = read(folder, folder.parent / "." / "a" / "evaluations" / "..")
