@@ -7,7 +7,8 @@
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8939, F1 0.9020,
 precision 0.8938, recall 0.9113, mean IoU 0.8240, after 14 epochs; the lowest validation loss was 0.6982.
 
-Not run yet.
+Ours, on CamVid's val split in place of LoveDA, from scratch and for 1 of 50 epochs, seed 0: accuracy 0.5979, mean IoU
+0.1972 over 11 classes; 7 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

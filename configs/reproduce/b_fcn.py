@@ -7,7 +7,8 @@
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8948, F1 0.9049,
 precision 0.9046, recall 0.9052, mean IoU 0.8292, after 12 epochs; the lowest validation loss was 0.7197.
 
-Not run yet.
+Ours, on CamVid's val split in place of LoveDA, from scratch and for 1 of 50 epochs, seed 0: accuracy 0.5927, mean IoU
+0.1935 over 11 classes; 7 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,8 @@
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8214, F1 0.8398,
 precision 0.8410, recall 0.8416, mean IoU 0.7302, after 25 epochs; the lowest validation loss was 0.7493.
 
-Not run yet.
+Ours, on CamVid's val split in place of LoveDA, from scratch and for 1 of 50 epochs, seed 0: accuracy 0.6140, mean IoU
+0.1961 over 11 classes; 36 seconds on two CPU cores.
 """
 
 from configs.reproduce import project_b, publish, start

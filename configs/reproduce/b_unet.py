@@ -7,7 +7,8 @@
 Setting: `reproduce.project_b`. Published, on LoveDA's urban images, of the training part: accuracy 0.8146, F1 0.8123,
 precision 0.8345, recall 0.8092, mean IoU 0.6951, after 31 epochs; the lowest validation loss was 0.7464.
 
-Not run yet.
+Ours, on CamVid's val split in place of LoveDA, from scratch and for 1 of 50 epochs, seed 0: accuracy 0.7092, mean IoU
+0.2862 over 11 classes; 7 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

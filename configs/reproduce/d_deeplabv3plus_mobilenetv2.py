@@ -6,7 +6,9 @@
 Setting: `reproduce.project_d`. Published: validation accuracy 0.7727 after 5 epochs (loss 1.1613), training 0.9457;
 no IoU. As published it was in effect foreground against background, for nearly all classes were one.
 
-Not run yet.
+Ours, on the 46 training and 54 validation images of a subset of VOC, 5 epochs from ImageNet weights, seed 0: accuracy
+0.7397, mean IoU 0.0745 over the 19 classes that are there, which is next to nothing but background; 22 seconds of steps
+on two CPU cores. On all of VOC it was not run.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,10 @@
 The project trained no GAN; there is nothing published to compare with. Boundary F1 and mean IoU before refining are
 what the last command prints, those after it the second one's. The first stage is `runs/e_unet_mobilenetv2`; another
 one: `--config.refine.base=WORKDIR`.
+
+Ours, on the 15 validation images of that run's subset of VOC, 5 epochs, seed 0, before and after refining: mean IoU
+0.0780 and 0.0803, boundary F1 at 3 pixels 0.0543 and 0.0516, accuracy 0.7711 and 0.7673; 2 minutes of steps on two CPU
+cores. Of a first stage that has learned so little these say no more than that the second one runs.
 """
 
 from configs.reproduce import e_unet_mobilenetv2, publish
