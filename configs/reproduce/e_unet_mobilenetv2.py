@@ -6,9 +6,9 @@ Setting: `reproduce.project_e`, the encoder frozen as in TensorFlow's tutorial. 
 split (slides; validation 0.7988, in the report 0.81). About 0.73 of VOC's pixels are background: read it beside mean
 IoU.
 
-Ours, on a subset of VOC dealt out by the same rule (74 training, 15 validation, 11 test images), 30 epochs from ImageNet
-weights, seed 0: accuracy 0.7711 and mean IoU 0.0780 on validation, 0.7844 and 0.0955 on test, over the classes that are
-there; 3 minutes of steps on two CPU cores. On all of VOC it was not run.
+Ours, on a subset of VOC dealt out by the same rule (74 training, 15 validation, 11 test images), 30 epochs from
+ImageNet weights, seed 0: accuracy 0.7711 and mean IoU 0.0780 on validation, 0.7844 and 0.0955 on test, over the classes
+that are there; 3 minutes of steps on two CPU cores. On all of VOC it was not run.
 """
 
 from ml_collections import ConfigDict
