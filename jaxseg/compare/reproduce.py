@@ -32,7 +32,8 @@ that it called by these names, see `jaxseg/published.py`; they are other things 
 Written by `python -m jaxseg.compare RUN... --reproduce={file}`.
 
 """
-FOLDERS = ("data.dir", "model.weights")  # of the machine that a run was on; a command has DIR or FILE for them
+# Of the machine that a run was on, and what a command has for them.
+FOLDERS = {"data.dir": "DIR", "model.weights": "FILE", "refine.base": "WORKDIR"}
 FILLED_IN = ("data.mean", "data.std")  # by the run, where the config leaves them open
 
 
@@ -111,7 +112,7 @@ def command(run: Run, card: dict[str, Any], folder: pathlib.Path, name: str) -> 
         if field.startswith(PUBLISHED) or value == card.get(field) or (field in FILLED_IN and not card.get(field)):
             continue
         if field in FOLDERS and "/" in str(value):
-            value = "DIR" if field == "data.dir" else "FILE"
+            value = FOLDERS[field]
         text = str(tuple(value) if isinstance(value, list) else value)
         words.append(shlex.quote(f"--config.{field}={text}"))
     return " ".join(words)
@@ -125,8 +126,10 @@ def length(run: Run, card: dict[str, Any] | None) -> str:
         due, unit, done = card["train.num_steps"] if card else run.set_to("train.num_steps"), "steps", run.step
     if not due:
         return f"{run.step:,} steps"
+    # Epochs are rounded down to whole steps.
+    whole = done + (done / run.step if unit == "epochs" and run.step else 0) >= due
     why = run.status if run.status in ("running", "stopped early") else "shortened"
-    return f"{round(done, 1):,.10g} of {round(due, 1):,.10g} {unit}" + (f", {why}" if done < 0.995 * due else "")
+    return f"{round(due if whole else done, 1):,.10g} of {round(due, 1):,.10g} {unit}" + ("" if whole else f", {why}")
 
 
 def epochs(run: Run) -> float | None:
@@ -140,7 +143,20 @@ def epochs(run: Run) -> float | None:
 def _data(row: Row, card: dict[str, Any] | None) -> str:
     meant = (card or {}).get("data.name", row.group.config.get("data.name"))
     instead = f"in place of {meant}" if meant != row.group.config.get("data.name") else ""
-    return ", ".join(filter(None, (row.group.data, instead, str(row.group.published.get("data", "")))))
+    told = str(row.group.published.get("data", ""))
+    return ", ".join(filter(None, (row.group.data, instead, _subset(row.group.runs[0]), told)))
+
+
+def _subset(run: Run) -> str:
+    """Of VOC, how many of its training images a run had, where it had not all of them; else ''."""
+    from jaxseg.data.voc import SPLITS
+
+    config, done = run.config, run.about.get("epochs")
+    splits = SPLITS.get(config.get("data.version", ""))
+    if config.get("data.name") != "voc" or not splits or not done or config.get("data.variants"):
+        return ""
+    had, all_there = round(run.step * config["data.batch_size"] / done), next(iter(splits.values()))
+    return f"a subset of {had:,} of {all_there:,} training images" if had < all_there else ""
 
 
 def _measured(row: Row, scores: Sequence[str]) -> str:

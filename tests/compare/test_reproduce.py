@@ -100,11 +100,28 @@ def test_lines_of_one_config_stand_together(cards, write_run):
 
 
 @pytest.mark.parametrize(
+    ("epochs", "text"),
+    [(3.0, "voc 2012, a subset of 32 of 1,464 training images"), (12 * 8 / 1464, "voc 2012")],
+)
+def test_a_part_of_voc_is_told(epochs, text, cards, write_run):
+    fields = {"data__name": "voc", "data__version": "2012", "data__batch_size": 8}
+    [line] = table(cards, write_run("a", about={"epochs": epochs, "step": 12}, **fields))
+    assert line["data"] == text
+
+
+@pytest.mark.parametrize(
     ("about", "fields", "text"),
     [
         ({}, {}, "12 of 12 steps"),
         ({"step": 6, "status": "running"}, {}, "12 of 12 steps"),
         ({"epochs": 20.04}, {"train__num_steps": 0, "train__num_epochs": 20.0}, "20 of 20 epochs"),
+        # A step is 1.6 epochs: as many whole steps as there are in 20.
+        ({"epochs": 19.2}, {"train__num_steps": 0, "train__num_epochs": 20.0}, "20 of 20 epochs"),
+        (
+            {"epochs": 17.6, "step": 11},
+            {"train__num_steps": 0, "train__num_epochs": 20.0},
+            "17.6 of 20 epochs, shortened",
+        ),
         ({"epochs": None}, {"train__num_steps": 0, "train__num_epochs": 8.0}, "8 of 8 epochs"),
         ({"status": "stopped"}, {"train__num_steps": 12_345}, "12 of 12,345 steps, shortened"),
         ({"status": "running"}, {"train__num_steps": 24}, "12 of 24 steps, running"),
