@@ -14,6 +14,7 @@ MODES = ("train", "infer", "latency", "input")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; `fields` are its --config.FIELD=VALUE. A wrong one ends in a message and status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxseg.benchmark",
         allow_abbrev=False,
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
         from jaxseg.benchmark import pipeline
 
         result = pipeline.measure(
-            _config(arguments), rounds=min(arguments.rounds, 5), against_torch=bool(arguments.against), log=_say
+            _config(arguments), rounds=arguments.rounds, against_torch=bool(arguments.against), log=_say
         )
     else:
         result = measure_network(arguments)
@@ -83,12 +84,13 @@ def main(argv: list[str]) -> None:
 def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the table, and gives what is in it."""
     import jax
+    import numpy as np
 
     from jaxseg.benchmark import networks, peers, profile
     from jaxseg.benchmark.measure import alternate, machine, matmul_rate, peak_host_memory, ratio
     from jaxseg.models.cost import multiply_adds
 
-    what, model = _network(arguments, peers.OPTIONS)
+    what, model = _network(arguments)
     train, latency = arguments.mode == "train", arguments.mode == "latency"
     batch = networks.random_batch(what["batch"], (what["size"], what["size"]), what["classes"])
     _say(
@@ -121,7 +123,7 @@ def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
         result["contenders"][contender.name] = {
             "compile_seconds": contender.compile_seconds,
             "step_ms": 1000 * median,
-            "step_ms_p95": 1000 * _percentile(seconds[contender.name], 95),
+            "step_ms_p95": 1000 * float(np.percentile(seconds[contender.name], 95)),
             "images_per_second": what["batch"] / median,
             "memory": contender.memory,
             "share_of_matmul_rate": work / median / rate,
@@ -138,8 +140,9 @@ def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _network(arguments: argparse.Namespace, options: dict[str, dict]) -> tuple[dict[str, Any], Any]:
+def _network(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """What is measured, and the network."""
+    from jaxseg.benchmark import peers
     from jaxseg.models import create_model
 
     if arguments.config:
@@ -157,7 +160,7 @@ def _network(arguments: argparse.Namespace, options: dict[str, dict]) -> tuple[d
         backbone=arguments.backbone,
         num_classes=what["classes"],
         dtype=what["dtype"],
-        **options.get(arguments.model, {}),
+        **peers.OPTIONS.get(arguments.model, {}),
     )
     return what, model
 
@@ -198,11 +201,6 @@ def _config(arguments: argparse.Namespace):
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _percentile(values: list[float], percent: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 ROWS = {

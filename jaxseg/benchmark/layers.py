@@ -51,19 +51,17 @@ def _random(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
-def _plain_conv(stride=1, padding=0, dilation=1, groups=1):
-    def conv(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            [(padding, padding)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    return conv
+def plain_conv(x, kernel, stride=1, padding=0, dilation=1, groups=1):
+    """XLA's convolution: `x` `[B, H, W, C]`, `kernel` `[k, k, C / groups, O]`, `padding` pixels on all sides."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def dense(batch, size, before, after, k=3, stride=1, dilation=1) -> Case:
@@ -75,7 +73,7 @@ def dense(batch, size, before, after, k=3, stride=1, dilation=1) -> Case:
         f"dense {words}, {batch}x{size}x{size}, {before} to {after}",
         (_random(batch, size, size, before), _random(k, k, before, after)),
         lambda x, kernel: layers.dense_conv(x, kernel, stride, sides, dilation),
-        _plain_conv(stride, padding, dilation),
+        lambda x, kernel: plain_conv(x, kernel, stride, padding, dilation),
         lambda torch: (
             lambda x, kernel: torch.nn.functional.conv2d(x, kernel, stride=stride, padding=padding, dilation=dilation)
         ),
@@ -88,7 +86,7 @@ def pointwise(batch, size, before, after) -> Case:
         f"dense 1x1, {batch}x{size}x{size}, {before} to {after}",
         (_random(batch, size, size, before), _random(1, 1, before, after)),
         lambda x, kernel: layers.pointwise_conv(x, kernel[0, 0]),
-        _plain_conv(),
+        plain_conv,
         lambda torch: torch.nn.functional.conv2d,
     )
 
@@ -116,7 +114,7 @@ def depthwise(batch, size, channels, k=3, stride=1, dilation=1) -> Case:
         f"depthwise {words}, {batch}x{size}x{size}, {channels}",
         (_random(batch, size, size, channels), _random(k, k, 1, channels)),
         lambda x, kernel: layers.depthwise_conv(x, kernel, stride, padding, dilation),
-        _plain_conv(stride, padding, dilation, channels),
+        lambda x, kernel: plain_conv(x, kernel, stride, padding, dilation, channels),
         lambda torch: (
             lambda x, kernel: torch.nn.functional.conv2d(
                 x, kernel, stride=stride, padding=padding, dilation=dilation, groups=channels

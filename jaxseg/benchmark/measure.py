@@ -1,6 +1,8 @@
 """Measuring: contenders in turn, so that whatever else the machine does meets them all alike."""
 
 import dataclasses
+import os
+import platform
 import resource
 import statistics
 import sys
@@ -91,14 +93,15 @@ def machine() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
-    import os
-    import platform
-
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {num_cores()} cores"
+
+
+def num_cores() -> int:
+    """The processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

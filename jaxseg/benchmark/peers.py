@@ -164,7 +164,6 @@ def _contender(network, batch, name, *, compiled, order, train, dtype) -> Conten
     images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).contiguous().to(device)
     labels = torch.from_numpy(batch["labels"].astype(np.int64)).to(device)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    # The first steps of both run in float32 with the products that a training run has by default.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True) if train else None
     cross_entropy = torch.nn.CrossEntropyLoss(ignore_index=255)

@@ -1,7 +1,6 @@
 """The input pipeline alone: images a second, where an image's time goes, and PyTorch's DataLoader at the same work."""
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxseg import build
-from jaxseg.benchmark.measure import machine
+from jaxseg.benchmark.measure import machine, num_cores, ratio
 from jaxseg.benchmark.peers import import_torch
 from jaxseg.data import Dataset, open_dataset
 
@@ -29,7 +28,7 @@ def measure(config: ConfigDict, *, rounds: int, against_torch: bool, log: Callab
     if against_torch and not config.data.workers:
         config.data.workers = 2
     dataset = open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
-    data, cores = config.data, len(os.sched_getaffinity(0))
+    data, cores = config.data, num_cores()
     log(
         f"{data.name}, batches of {data.batch_size} x {data.crop_size}x{data.crop_size}, "
         f"{data.workers or 'no'} worker processes; {machine()}"
@@ -51,8 +50,8 @@ def measure(config: ConfigDict, *, rounds: int, against_torch: bool, log: Callab
         result["images_per_second"][name] = median = statistics.median(values)
         log(f"| {name} | {median:.1f} | {median / cores:.1f} |")
     if against_torch:
-        ratios = sorted(a / b for a, b in zip(*rates.values(), strict=True))
-        median, least, most = statistics.median(ratios), ratios[0], ratios[-1]
+        seconds = {name: [1 / rate for rate in values] for name, values in rates.items()}
+        median, least, most = ratio(seconds, *seconds)
         result["times_as_fast"] = {"median": median, "least": least, "most": most}
         log(f"\njaxseg is {median:.2f} times as fast ({least:.2f} to {most:.2f})")
     parts = ", ".join(f"{what} {spent:.2f} ms" for what, spent in shares.items())

@@ -11,6 +11,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxseg.benchmark.layers import plain_conv
 from jaxseg.errors import UserError
 from jaxseg.models.layers import (
     Conv,
@@ -54,18 +55,6 @@ def to_torch(x: np.ndarray):
 
 def from_torch(tensor) -> np.ndarray:
     return tensor.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def conv_plain(x, kernel, stride=1, padding=0, dilation=1, groups=1):
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 def values_and_gradients(f, x, kernel):
@@ -180,7 +169,7 @@ def check_depthwise(shape, kernel_size, stride, padding, dilation):
 
     y, dx, dw = values_and_gradients(lambda x, k: depthwise_conv(x, k, stride, padding, dilation), x, kernel)
     y_plain, dx_plain, dw_plain = values_and_gradients(
-        lambda x, k: conv_plain(x, k, stride, padding, dilation, groups=shape[-1]), x, kernel
+        lambda x, k: plain_conv(x, k, stride, padding, dilation, groups=shape[-1]), x, kernel
     )
     np.testing.assert_allclose(y, y_plain, rtol=0, atol=1e-12)
     np.testing.assert_allclose(dx, dx_plain, rtol=0, atol=1e-12)
@@ -240,7 +229,7 @@ def test_depthwise_initialisation_counts_one_filter_and_not_all_channels():
 def test_conv_of_one_pixel_as_matrix_product_equals_convolution(stride):
     x, kernel = normal(2, 7, 10, 5), normal(1, 1, 5, 6, seed=1)
     y = Conv(6, 1, stride).apply({"params": {"kernel": kernel}}, x)
-    np.testing.assert_allclose(y, conv_plain(x, kernel, stride), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, plain_conv(x, kernel, stride), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(3, 1, 1), (3, 1, 6), (3, 2, 1), (5, 2, 2), (7, 2, 1)])
@@ -580,7 +569,7 @@ def test_a_depthwise_convolution_takes_another_padding_on_every_side():
 
     def plain(x, kernel):
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        return conv_plain(padded, kernel, 2, groups=4)
+        return plain_conv(padded, kernel, 2, groups=4)
 
     def ours(x, kernel):
         return layer.apply({"params": {"kernel": kernel}}, x)
