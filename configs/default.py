@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     data.stain = 0.0  # strength of the change of a tissue's stains, below 1; 0: off
     data.mean = ()  # RGB of [0, 1], taken away; () for what model.weights were trained with, or else ImageNet's
     data.std = ()  # RGB of [0, 1], divided by; () likewise
+    data.on_device = False  # whether the training images are kept there, decoded, and augmented there
     data.workers = 0  # processes that read and augment; 0: threads of the main one
 
     config.model = model = ConfigDict()

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint
+from jaxseg import checkpoint, resident
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError
@@ -184,14 +184,29 @@ def check_score(config: ConfigDict, info: DataInfo) -> None:
     lookup(scores, config.train.best, "score (train.best)")
 
 
-def train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Iterator[dict[str, Any]]:
-    """The batches of the training split from `start_step` on, this process's rows of them."""
+def open_resident(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> resident.Resident:
+    """The training split decoded on the devices, for `data.on_device`."""
+    data, split = config.data, dataset.train_split
+    frame = {"crop_size": data.crop_size, "resize_to": tuple(data.resize), "fill": fill_colour(data.mean)}
+    return resident.Resident(dataset.source(split), dataset.sizes(split), mesh, **frame)
+
+
+def train_batches(
+    config: ConfigDict, dataset: Dataset, start_step: int, images: resident.Resident | None = None
+) -> Iterator[dict[str, Any]]:
+    """The batches of the training split from `start_step` on, this process's rows of them.
+
+    With `images` they hold what that is to be called on, for the same images changed in the same way.
+    """
     data = config.data
+    source, augment = dataset.source(dataset.train_split), augmentation(config)
+    if images is not None:
+        source, augment = resident.Places(images), functools.partial(resident.draw, **_changes(config))
     return pipeline.train_batches(
-        dataset.source(dataset.train_split),
+        source,
         seed=config.train.seed,
         batch_size=data.batch_size,
-        augment=augmentation(config),
+        augment=augment,
         variants=tuple(data.variants),
         start_step=start_step,
         workers=data.workers,
@@ -203,21 +218,25 @@ def train_batches(config: ConfigDict, dataset: Dataset, start_step: int) -> Iter
 def augmentation(config: ConfigDict) -> pipeline.Augment:
     """What a config does to every training image and its labels, given chance."""
     data = config.data
-    return functools.partial(
-        transforms.augment,
-        crop_size=data.crop_size,
-        resize_to=tuple(data.resize),
-        scale=tuple(data.scale),
-        center_crop=data.center_crop,
-        flip=data.flip,
-        vertical_flip=data.vertical_flip,
-        rotate90=data.rotate90,
-        grid_distortion=data.grid_distortion,
-        elastic=data.elastic,
-        jitter=data.jitter,
-        stain=data.stain,
-        fill=fill_colour(data.mean),
-    )
+    frame = {"resize_to": tuple(data.resize), "fill": fill_colour(data.mean)}
+    return functools.partial(transforms.augment, **frame, **_changes(config))
+
+
+def _changes(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `transforms.draw`."""
+    data = config.data
+    return {
+        "crop_size": data.crop_size,
+        "scale": tuple(data.scale),
+        "center_crop": data.center_crop,
+        "flip": data.flip,
+        "vertical_flip": data.vertical_flip,
+        "rotate90": data.rotate90,
+        "grid_distortion": data.grid_distortion,
+        "elastic": data.elastic,
+        "jitter": data.jitter,
+        "stain": data.stain,
+    }
 
 
 def _class_weights(config: ConfigDict, info: DataInfo) -> tuple[float, ...] | None:

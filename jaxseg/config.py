@@ -179,6 +179,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"data.resize is {resize}: it must be (height, width) in pixels, or () for the images' own")
     for variant in config.data.variants:
         lookup(VARIANTS, variant, "variant (data.variants)")
+    if config.data.on_device and config.data.variants:
+        raise UserError(
+            f"data.on_device is set, and data.variants is {tuple(config.data.variants)}: only the host makes these, "
+            "leave one of the two out"
+        )
     for field in ("grid_distortion", "stain"):
         if config.data[field] >= 1:
             raise UserError(f"data.{field} is {config.data[field]}: it must be less than 1")

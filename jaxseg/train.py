@@ -88,12 +88,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
 
         # ------------------------------------------------------------------------------------------------- the loop
         caught = stack.enter_context(catch_signals())
-        batches = stack.enter_context(contextlib.closing(build.train_batches(config, dataset, start)))
+        images = None
+        if config.data.on_device:
+            started = time.perf_counter()
+            images = build.open_resident(config, dataset, mesh)
+            size, took = f"{images.nbytes / 2**20:.0f} MiB", time.perf_counter() - started
+            writers.message(f"{len(images.ids)} training images, {size}, decoded on the device in {took:.1f} s")
+        batches = stack.enter_context(contextlib.closing(build.train_batches(config, dataset, start, images)))
         run.start_clock()
         for step in range(start, num_steps + 1):
             if step > start:
                 batch = next(batches)
-                state, out = steps.train(state, put_batch(batch, mesh))
+                state, out = steps.train(state, images(batch) if images is not None else put_batch(batch, mesh))
                 run.step(out["loss"], batch["ids"])
 
             if step > start and (step % config.train.log_every == 0 or step == num_steps):

@@ -48,8 +48,8 @@ def train_batches(
       process_index, process_count: which of how many processes this is.
 
     Yields:
-      `images` uint8 [b, H, W, 3], `labels` uint8 [b, H, W] and `ids`, a list of b str; b is
-      `batch_size // process_count`.
+      `images` uint8 [b, H, W, 3], `labels` uint8 [b, H, W], or whatever arrays `augment` gives, and `ids`, a list of b
+      str; b is `batch_size // process_count`.
 
     Raises:
       UserError: the source is empty, the batch size is no multiple of the number of processes, or the augmented images
@@ -182,11 +182,10 @@ def _read_ahead() -> grain.ReadOptions:
 
 
 def _stack(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    shapes = {record["images"].shape for record in records}
-    if len(shapes) > 1:
-        raise UserError(f"the images of a batch differ in size, {sorted(shapes)}: training needs a crop size.")
-    return {
-        "images": np.stack([record["images"] for record in records]),
-        "labels": np.stack([record["labels"] for record in records]),
-        "ids": [record["id"] for record in records],
-    }
+    names = [name for name, value in records[0].items() if isinstance(value, np.ndarray)]
+    for name in names:
+        shapes = {record[name].shape for record in records}
+        if len(shapes) > 1:
+            raise UserError(f"the {name} of a batch differ in size, {sorted(shapes)}: training needs a crop size.")
+    arrays = {name: np.stack([record[name] for record in records]) for name in names}
+    return {**arrays, "ids": [record["id"] for record in records]}

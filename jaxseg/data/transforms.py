@@ -4,7 +4,7 @@ Images are uint8 [H, W, 3] RGB, labels uint8 [H, W]. Labels are resized by picki
 of the image's bilinear resize (OpenCV's `INTER_NEAREST_EXACT`; its `INTER_NEAREST` is half a pixel off).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -13,7 +13,8 @@ import numpy as np
 IGNORE_LABEL = 255
 
 # Luma and the two colour differences of YIQ: turning the latter turns the hue and leaves grey and luma alone.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+LUMA = np.array([0.299, 0.587, 0.114])
+_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
 
 
@@ -44,37 +45,31 @@ def pad(
     return images, labels
 
 
-def random_flip(
-    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, axis: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels, mirrored in one of two cases: left to right (axis 1) or upside down (axis 0)."""
-    if rng.random() < 0.5:
-        return cv2.flip(images, axis), cv2.flip(labels, axis)
-    return images, labels
+def mirror(images: np.ndarray, labels: np.ndarray, axis: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels mirrored left to right (axis 1) or upside down (axis 0)."""
+    return cv2.flip(images, axis), cv2.flip(labels, axis)
 
 
-def colour_jitter(images: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """The image with its brightness, contrast, saturation and hue changed; the image itself where `strength` is 0.
+def draw_jitter(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A change of brightness, contrast, saturation and hue, for `colour_jitter`: float64 [3, 4].
 
     The first three are multiplied by factors from [1 - strength, 1 + strength], the hue is turned by up to a quarter of
-    `strength` of a full turn either way (the proportions of SimCLR, Chen et al. 2020). All of it is one linear map of
-    the colours, rounded once.
+    `strength` of a full turn either way (the proportions of SimCLR, Chen et al. 2020).
     """
-    if strength == 0:
-        return images
     low = max(0.0, 1 - strength)
     brightness, contrast, saturation = rng.uniform(low, 1 + strength, 3)
     angle = 2 * np.pi * rng.uniform(-strength, strength) / 4
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
     colour = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
-    middle = float(_YIQ[0] @ cv2.mean(images)[:3]) * brightness
-    matrix = np.concatenate([brightness * contrast * colour, np.full((3, 1), middle * (1 - contrast))], axis=1)
+    towards_grey = np.full((3, 1), brightness * (1 - contrast))
+    return np.concatenate([brightness * contrast * colour, towards_grey], axis=1)
+
+
+def colour_jitter(images: np.ndarray, jitter: np.ndarray) -> np.ndarray:
+    """The image with its colours changed by one linear map, rounded once: `jitter` [3, 4], of RGB and the mean luma."""
+    matrix = jitter.copy()
+    matrix[:, 3] *= LUMA @ cv2.mean(images)[:3]
     return cv2.transform(images, matrix)
-
-
-def random_rotate90(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels turned by 0, 90, 180 or 270 degrees; a quarter turn swaps height and width."""
-    return quarter_turns(images, labels, int(rng.integers(4)))
 
 
 def quarter_turns(images: np.ndarray, labels: np.ndarray, turns: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -98,41 +93,46 @@ def remap(
     return image, labels
 
 
-def random_grid_distortion(
-    images: np.ndarray,
-    labels: np.ndarray,
-    rng: np.random.Generator,
-    strength: float,
-    fill: Sequence[int] = (124, 116, 104),
-    cells: int = 5,
+def draw_grid(rng: np.random.Generator, strength: float, cells: int = 5) -> np.ndarray:
+    """Where the columns and rows of a grid come to lie, for `grid_distortion`: float64 [2, cells + 1] from 0 to 1.
+
+    Each of the `cells` is made wider or narrower by a factor of [1 - strength, 1 + strength].
+    """
+    widths = rng.uniform(1 - strength, 1 + strength, (2, cells))
+    edges = np.concatenate([np.zeros((2, 1)), np.cumsum(widths, axis=1)], axis=1)
+    return edges / edges[:, -1:]
+
+
+def grid_distortion(
+    images: np.ndarray, labels: np.ndarray, grid: np.ndarray, fill: Sequence[int] = (124, 116, 104)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of a grid of `cells` made wider and narrower by factors of [1 - strength, 1 + strength].
+    """Columns and rows moved as `draw_grid` has it.
 
     The borders stay where they are (the distortion of the library Albumentations with `normalized=True`).
     """
 
-    def places(size: int) -> np.ndarray:
-        edges = np.concatenate([[0.0], np.cumsum(rng.uniform(1 - strength, 1 + strength, cells))])
-        return np.interp(np.arange(size), np.linspace(0, size - 1, cells + 1), edges / edges[-1] * (size - 1))
+    def places(size: int, edges: np.ndarray) -> np.ndarray:
+        return np.interp(np.arange(size), np.linspace(0, size - 1, len(edges)), edges * (size - 1))
 
     height, width = labels.shape
-    x, y = np.meshgrid(places(width), places(height))
+    x, y = np.meshgrid(places(width, grid[0]), places(height, grid[1]))
     return remap(images, labels, x, y, fill)
 
 
-def random_elastic(
-    images: np.ndarray,
-    labels: np.ndarray,
-    rng: np.random.Generator,
-    strength: float,
-    fill: Sequence[int] = (124, 116, 104),
-) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth deformation (U-Net, Ronneberger et al. 2015, section 3.1).
+def draw_elastic(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Displacements along x and y on a grid of 3 by 3, for `elastic`: float64 [3, 3, 2], in pixels.
 
-    Displacements of a standard deviation of `strength` pixels on a grid of 3 by 3, bicubic between them.
+    Their standard deviation is `strength`.
     """
+    return rng.normal(0, strength, (3, 3, 2))
+
+
+def elastic(
+    images: np.ndarray, labels: np.ndarray, shifts: np.ndarray, fill: Sequence[int] = (124, 116, 104)
+) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth deformation (U-Net, Ronneberger et al. 2015, section 3.1): `draw_elastic`, bicubic in between."""
     height, width = labels.shape
-    shift = cv2.resize(rng.normal(0, strength, (3, 3, 2)), (width, height), interpolation=cv2.INTER_CUBIC)
+    shift = cv2.resize(shifts, (width, height), interpolation=cv2.INTER_CUBIC)
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return remap(images, labels, x + shift[..., 0], y + shift[..., 1], fill)
 
@@ -143,8 +143,9 @@ _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _DENSITY = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
 
 
-def stain_jitter(images: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """The image of a stained tissue with its stains changed (Tellez et al. 2018, "Whole-slide mitosis detection").
+def draw_stain(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A change of a tissue's stains, for `stain_jitter`: float64 [3, 4] (Tellez et al. 2018, "Whole-slide mitosis
+    detection").
 
     Colours are taken apart into haematoxylin, eosin and DAB; of each the amount is multiplied by a factor from
     [1 - strength, 1 + strength] and moved by up to `strength` / 5 either way; then they are put together again.
@@ -153,31 +154,30 @@ def stain_jitter(images: np.ndarray, rng: np.random.Generator, strength: float) 
     shifts = rng.uniform(-strength, strength, 3) / 5
     # density = amounts @ stains, so the change is one linear map of the densities.
     matrix = np.linalg.inv(_STAINS) @ np.diag(factors) @ _STAINS
-    change = np.concatenate([matrix.T, (shifts @ _STAINS)[:, None]], axis=1)
-    density = cv2.transform(_DENSITY[images], change)
+    return np.concatenate([matrix.T, (shifts @ _STAINS)[:, None]], axis=1)
+
+
+def stain_jitter(images: np.ndarray, stain: np.ndarray) -> np.ndarray:
+    """The image of a stained tissue with its optical densities changed by a linear map, `stain` [3, 4]."""
+    density = cv2.transform(_DENSITY[images], stain)
     return np.clip(256 * cv2.exp(-density) - 0.5, 0, 255).astype(np.uint8)
-
-
-def _flipped(code: int):
-    return lambda images, labels, rng: (cv2.flip(images, code), cv2.flip(labels, code))
 
 
 # What `data.variants` may list: each gives one sample of every image.
 VARIANTS = {
     "identity": lambda images, labels, rng: (images, labels),
     "rotate90": lambda images, labels, rng: quarter_turns(images, labels),
-    "vertical_flip": _flipped(0),
-    "flip": _flipped(1),
-    "grid_distortion": lambda images, labels, rng: random_grid_distortion(images, labels, rng, 0.3),
+    "vertical_flip": lambda images, labels, rng: mirror(images, labels, 0),
+    "flip": lambda images, labels, rng: mirror(images, labels, 1),
+    "grid_distortion": lambda images, labels, rng: grid_distortion(images, labels, draw_grid(rng, 0.3)),
 }
 
 
-def augment(
-    example: dict[str, Any],
+def draw(
+    shape: Sequence[int],
     rng: np.random.Generator,
     *,
     crop_size: int | Sequence[int],
-    resize_to: Sequence[int] = (),
     scale: Sequence[float] = (1.0, 1.0),
     center_crop: bool = False,
     flip: bool = True,
@@ -187,11 +187,93 @@ def augment(
     elastic: float = 0.0,
     jitter: float = 0.0,
     stain: float = 0.0,
-    fill: Sequence[int] = (124, 116, 104),
-) -> dict[str, Any]:
-    """All random changes of one record, in the order of the arguments.
+) -> dict[str, np.ndarray]:
+    """What becomes of an image, as numbers: all that chance decides, for `apply` or for `jaxseg.resident`.
 
     Scale and crop are one: the window is cut out of the image before it is resized, so that only what is kept is.
+
+    Args:
+      shape: (height, width) of the image.
+      rng: the only source of chance.
+      crop_size: size of the result, one number or (height, width).
+      scale: lowest and highest factor.
+      center_crop: whether the window lies in the middle and not anywhere.
+      flip, vertical_flip: whether one of two images is mirrored left to right, upside down.
+      rotate90: whether it is turned by a random number of quarters; the crop must be square.
+      grid_distortion, elastic, jitter, stain: strengths, see `draw_grid`, `draw_elastic`, `draw_jitter`, `draw_stain`;
+        0 for none.
+
+    Returns:
+      `window` int32 [4], top, left, height and width in the image; `size` int32 [2], which the window is resized to;
+      and of the changes that are on `flip` and `vertical_flip` (bool), `turns` (int32 quarters), `grid` float64 [2, 6],
+      `elastic` float64 [3, 3, 2], `jitter` float64 [3, 4], `stain` float64 [3, 4].
+    """
+    crop, factor = as_pair(crop_size), rng.uniform(*scale)
+    # The window in the pixels of the source, and what becomes of it: less than the crop where the image ends first.
+    window = [min(full, max(1, round(cut / factor))) for full, cut in zip(shape, crop, strict=True)]
+    size = [
+        cut if part < full else min(cut, max(1, round(full * factor)))
+        for full, part, cut in zip(shape, window, crop, strict=True)
+    ]
+    room = [full - part for full, part in zip(shape, window, strict=True)]
+    corner = [most // 2 if center_crop else rng.integers(0, most + 1) for most in room]
+    chance = {"window": np.array([*corner, *window], np.int32), "size": np.array(size, np.int32)}
+    # A change that is off takes nothing from the generator: what others draw stays the same.
+    if flip:
+        chance["flip"] = np.array(rng.random() < 0.5)
+    if vertical_flip:
+        chance["vertical_flip"] = np.array(rng.random() < 0.5)
+    if rotate90:
+        chance["turns"] = np.array(rng.integers(4), np.int32)
+    if grid_distortion:
+        chance["grid"] = draw_grid(rng, grid_distortion)
+    if elastic:
+        chance["elastic"] = draw_elastic(rng, elastic)
+    if jitter:
+        chance["jitter"] = draw_jitter(rng, jitter)
+    if stain:
+        chance["stain"] = draw_stain(rng, stain)
+    return chance
+
+
+def apply(
+    images: np.ndarray,
+    labels: np.ndarray,
+    chance: Mapping[str, np.ndarray],
+    *,
+    crop_size: int | Sequence[int],
+    fill: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and labels changed as `draw` has it, and padded to `crop_size` with `fill` and label 255."""
+    top, left, height, width = chance["window"]
+    part = np.s_[top : top + height, left : left + width]
+    images, labels = resize(images[part], labels[part], as_pair(chance["size"]))
+    for name, axis in (("flip", 1), ("vertical_flip", 0)):
+        if chance.get(name):
+            images, labels = mirror(images, labels, axis)
+    if "turns" in chance:
+        images, labels = quarter_turns(images, labels, int(chance["turns"]))
+    if "grid" in chance:
+        images, labels = grid_distortion(images, labels, chance["grid"], fill)
+    if "elastic" in chance:
+        images, labels = elastic(images, labels, chance["elastic"], fill)
+    if "jitter" in chance:
+        images = colour_jitter(images, chance["jitter"])
+    if "stain" in chance:
+        images = stain_jitter(images, chance["stain"])
+    return pad(images, labels, as_pair(crop_size), fill)
+
+
+def augment(
+    example: dict[str, Any],
+    rng: np.random.Generator,
+    *,
+    crop_size: int | Sequence[int],
+    resize_to: Sequence[int] = (),
+    fill: Sequence[int] = (124, 116, 104),
+    **changes: Any,
+) -> dict[str, Any]:
+    """All random changes of one record.
 
     Args:
       example: `images` uint8 [H, W, 3] and `labels` uint8 [H, W]; with `variant`, one of `VARIANTS` that is applied to
@@ -199,53 +281,17 @@ def augment(
       rng: the only source of chance.
       crop_size: size of the result, one number or (height, width).
       resize_to: (height, width) that the whole image is brought to first, whatever its proportions; () leaves it.
-      scale: lowest and highest factor.
-      center_crop: whether the window lies in the middle and not anywhere.
-      flip, vertical_flip: whether one of two images is mirrored left to right, upside down.
-      rotate90: whether it is turned by a random number of quarters; the crop must be square.
-      grid_distortion, elastic, jitter, stain: strengths, see `random_grid_distortion`, `random_elastic`,
-        `colour_jitter`, `stain_jitter`; 0 for none.
       fill: RGB colour beyond the image, as a rule the mean that normalising takes away.
+      **changes: of `draw`.
 
     Returns:
       A new dict; `images` uint8 [*crop_size, 3], `labels` uint8 [*crop_size] with 255 beyond the image.
     """
     images, labels = example["images"], example["labels"]
-    crop = as_pair(crop_size)
     if len(resize_to):
         images, labels = resize(images, labels, as_pair(resize_to))
     if "variant" in example:
         images, labels = VARIANTS[example["variant"]](images, labels, rng)
-    factor = rng.uniform(*scale)
-    # The window in the pixels of the source, and what becomes of it: less than the crop where the image ends first.
-    window = [min(full, max(1, round(cut / factor))) for full, cut in zip(labels.shape, crop, strict=True)]
-    size = [
-        cut if part < full else min(cut, max(1, round(full * factor)))
-        for full, part, cut in zip(labels.shape, window, crop, strict=True)
-    ]
-    if center_crop:
-        top, left = ((full - part) // 2 for full, part in zip(labels.shape, window, strict=True))
-    else:
-        top, left = _place(rng, labels.shape, window)
-    part = np.s_[top : top + window[0], left : left + window[1]]
-    images, labels = resize(images[part], labels[part], (size[0], size[1]))
-    # A change that is off takes nothing from the generator: what others draw stays the same.
-    if flip:
-        images, labels = random_flip(images, labels, rng)
-    if vertical_flip:
-        images, labels = random_flip(images, labels, rng, axis=0)
-    if rotate90:
-        images, labels = random_rotate90(images, labels, rng)
-    if grid_distortion:
-        images, labels = random_grid_distortion(images, labels, rng, grid_distortion, fill)
-    if elastic:
-        images, labels = random_elastic(images, labels, rng, elastic, fill)
-    images = colour_jitter(images, rng, jitter)
-    if stain:
-        images = stain_jitter(images, rng, stain)
-    images, labels = pad(images, labels, crop, fill)
+    chance = draw(labels.shape, rng, crop_size=crop_size, **changes)
+    images, labels = apply(images, labels, chance, crop_size=crop_size, fill=fill)
     return {**example, "images": images, "labels": labels}
-
-
-def _place(rng: np.random.Generator, full: Sequence[int], window: Sequence[int]) -> list[int]:
-    return [int(rng.integers(0, max(0, f - w) + 1)) for f, w in zip(full, window, strict=True)]

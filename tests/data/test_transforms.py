@@ -46,24 +46,27 @@ def test_nearest_and_bilinear_share_a_centre():
         assert ((image[..., 0] > 100) == (labels > 100))[clear].all()
 
 
-def test_the_flip_mirrors_both_in_half_of_the_cases():
+@pytest.mark.parametrize(("change", "axis"), [("flip", 1), ("vertical_flip", 0)])
+def test_a_flip_mirrors_both_in_half_of_the_cases(change, axis):
     images, labels = twins(24, 36)
-    flips = 0
+    example, mirrored, flips = {"images": images, "labels": labels}, np.flip(labels, axis), 0
     for seed in range(200):
-        image, new = transforms.random_flip(images, labels, np.random.default_rng(seed))
-        np.testing.assert_array_equal(image[..., 0], new)
-        flips += not np.array_equal(new, labels)
-        assert np.array_equal(new, labels) or np.array_equal(new, labels[:, ::-1])
+        off = {"flip": False, "vertical_flip": False}
+        out = transforms.augment(example, np.random.default_rng(seed), crop_size=(24, 36), **{**off, change: True})
+        assert all_alike(out["images"], out["labels"])
+        flips += np.array_equal(out["labels"], mirrored)
+        assert np.array_equal(out["labels"], labels) or np.array_equal(out["labels"], mirrored)
     assert 70 < flips < 130
 
 
 def test_no_jitter_changes_nothing_and_some_does():
     images, _ = twins(24, 36)
-    assert transforms.colour_jitter(images, np.random.default_rng(0), 0) is images
+    still = transforms.colour_jitter(images, transforms.draw_jitter(np.random.default_rng(0), 0))
+    np.testing.assert_array_equal(still, images)
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (24, 36, 3), dtype=np.uint8)
     before = colour.copy()
-    changed = transforms.colour_jitter(colour, rng, 0.4)
+    changed = transforms.colour_jitter(colour, transforms.draw_jitter(rng, 0.4))
     assert changed.dtype == np.uint8 and changed.shape == colour.shape and not np.array_equal(changed, colour)
     np.testing.assert_array_equal(colour, before)
 
@@ -72,7 +75,7 @@ def test_jitter_leaves_grey_grey_and_means_what_it_says():
     grey = np.full((8, 8, 3), 100, np.uint8)
     levels = set()
     for seed in range(50):
-        changed = transforms.colour_jitter(grey, np.random.default_rng(seed), 0.3)
+        changed = transforms.colour_jitter(grey, transforms.draw_jitter(np.random.default_rng(seed), 0.3))
         assert np.ptp(changed.astype(int), axis=2).max() <= 1
         levels.add(int(changed[0, 0, 0]))
     # A flat image shows brightness alone: its contrast is none.
@@ -153,31 +156,27 @@ def test_quarter_turns_come_back_and_all_four_are_drawn():
     assert both.shape == (36, 24) and all_alike(turned, both)
     np.testing.assert_array_equal(both[0], labels[:, -1])
     np.testing.assert_array_equal(transforms.quarter_turns(turned, both, 3)[1], labels)
-    seen = {transforms.random_rotate90(images, labels, np.random.default_rng(seed))[1].tobytes() for seed in range(40)}
-    assert len(seen) == 4
+    seen = {
+        int(transforms.draw((9, 9), np.random.default_rng(i), crop_size=9, rotate90=True)["turns"]) for i in range(40)
+    }
+    assert seen == {0, 1, 2, 3}
 
 
-def test_an_upside_down_flip_mirrors_the_rows():
-    images, labels = twins(24, 36)
-    seen = set()
-    for seed in range(20):
-        image, new = transforms.random_flip(images, labels, np.random.default_rng(seed), axis=0)
-        assert all_alike(image, new)
-        assert np.array_equal(new, labels) or np.array_equal(new, labels[::-1])
-        seen.add(new.tobytes())
-    assert len(seen) == 2
-
-
-@pytest.mark.parametrize("change", [transforms.random_grid_distortion, transforms.random_elastic])
-def test_a_deformation_keeps_the_two_together_and_makes_no_label(change):
+@pytest.mark.parametrize(
+    ("change", "draw", "strength"),
+    [
+        (transforms.grid_distortion, transforms.draw_grid, 0.3),
+        (transforms.elastic, transforms.draw_elastic, 5),
+    ],
+)
+def test_a_deformation_keeps_the_two_together_and_makes_no_label(change, draw, strength):
     images, labels = twins(120, 150)
-    strength = 0.3 if change is transforms.random_grid_distortion else 5
     for seed in range(10):
-        image, new = change(images, labels, np.random.default_rng(seed), strength, (255, 255, 255))
+        image, new = change(images, labels, draw(np.random.default_rng(seed), strength), (255, 255, 255))
         assert agree(image, new, most=0.3) and image.shape == images.shape
         assert set(np.unique(new)) <= set(np.unique(labels)) | {255}
         assert not np.array_equal(new, labels)
-    still, same = change(images, labels, np.random.default_rng(0), 0, FILL)
+    still, same = change(images, labels, draw(np.random.default_rng(0), 0), FILL)
     np.testing.assert_array_equal(same, labels)
     np.testing.assert_array_equal(still, images)
 
@@ -185,7 +184,7 @@ def test_a_deformation_keeps_the_two_together_and_makes_no_label(change):
 def test_a_distorted_grid_keeps_its_borders():
     images, labels = twins(60, 84)
     for seed in range(10):
-        _, new = transforms.random_grid_distortion(images, labels, np.random.default_rng(seed), 0.3)
+        _, new = transforms.grid_distortion(images, labels, transforms.draw_grid(np.random.default_rng(seed), 0.3))
         assert {tuple(corner) for corner in (new[[0, 0, -1, -1], [0, -1, 0, -1]],)} == {
             tuple(labels[[0, 0, -1, -1], [0, -1, 0, -1]])
         }
@@ -195,22 +194,23 @@ def test_an_elastic_deformation_is_as_strong_as_it_says():
     ramp = np.repeat(np.arange(200, dtype=np.uint8)[None], 200, axis=0)
     images = np.repeat(ramp[..., None], 3, axis=2)
     moved = [
-        transforms.random_elastic(images, ramp, np.random.default_rng(seed), 6)[1][100, 100].astype(int) - 100
+        transforms.elastic(images, ramp, transforms.draw_elastic(np.random.default_rng(seed), 6))[1][100, 100] - 100.0
         for seed in range(200)
     ]
     assert 4.8 < np.std(moved) < 7.2
 
 
+def stained(images, seed, strength):
+    return transforms.stain_jitter(images, transforms.draw_stain(np.random.default_rng(seed), strength))
+
+
 def test_stains_change_by_their_strength_and_white_stays_light():
     tissue = np.random.default_rng(0).integers(60, 230, (16, 16, 3), dtype=np.uint8)
-    nearly = transforms.stain_jitter(tissue, np.random.default_rng(0), 1e-6)
+    nearly = stained(tissue, 0, 1e-6)
     assert np.abs(nearly.astype(int) - tissue).max() <= 1
-    changes = [
-        np.abs(transforms.stain_jitter(tissue, np.random.default_rng(seed), 0.2).astype(int) - tissue).mean()
-        for seed in range(20)
-    ]
+    changes = [np.abs(stained(tissue, seed, 0.2).astype(int) - tissue).mean() for seed in range(20)]
     assert 3 < np.mean(changes) < 30
-    white = transforms.stain_jitter(np.full((4, 4, 3), 255, np.uint8), np.random.default_rng(1), 0.2)
+    white = stained(np.full((4, 4, 3), 255, np.uint8), 1, 0.2)
     assert white.min() > 225
 
 
@@ -218,7 +218,7 @@ def test_a_change_of_one_stain_moves_along_its_colour():
     """More haematoxylin takes light away in the proportions of its optical density."""
     stains = transforms._STAINS
     pixel = np.round(256 * np.exp(-(0.8 * stains[0])) - 1).astype(np.uint8)[None, None]
-    changed = transforms.stain_jitter(pixel, np.random.default_rng(3), 0.2)
+    changed = stained(pixel, 3, 0.2)
     factors = np.random.default_rng(3)
     factor, shifts = factors.uniform(0.8, 1.2, 3)[0], factors.uniform(-0.2, 0.2, 3) / 5
     due = 256 * np.exp(-(0.8 * factor * stains[0] + shifts @ stains)) - 1
