@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
     train.best = "mean_iou"  # what best, patience and plateau go by: a score of an evaluation; loss: its lowest
     train.patience = 0  # evaluations without a better score after which the run ends; 0: never
     train.accumulate = 1  # slices that a batch goes through the network in, to take less memory
+    train.remat = False  # whether blocks of the network are computed twice, for less memory on a GPU
     train.ema_decay = 0.0  # of moving averages of the weights, scored and saved in their place; 0: none
     train.seed = 0  # of weights, order, augmentation and dropout
 

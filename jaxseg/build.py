@@ -101,6 +101,7 @@ def create_steps(
             ignore_label=info.ignore_label,
             freeze_backbone=optim.freeze_backbone,
             accumulate=config.train.accumulate,
+            remat=config.train.remat,
             ema_decay=config.train.ema_decay,
         )
     whole = NamedSharding(mesh, P())

@@ -97,6 +97,7 @@ WHEN_REFINING = {
     "loss.label_smoothing": 0.0,
     "optim.freeze_backbone": False,
     "train.accumulate": 1,
+    "train.remat": False,
     "train.ema_decay": 0.0,
 }
 

@@ -76,6 +76,7 @@ def create_train_step(
     ignore_label: int = 255,
     freeze_backbone: bool = False,
     accumulate: int = 1,
+    remat: bool = False,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch) -> (state, {'loss': float32 scalar})`, jitted; the state that goes in is donated.
@@ -93,6 +94,7 @@ def create_train_step(
         are those of one slice, and are computed a second time for the gradient. The loss is taken over the logits of
         all slices at once, so for any loss it and the gradient are those of the whole batch; but where there is
         BatchNorm, it sees a slice at a time and its running statistics take that many steps. Dropout differs by slice.
+      remat: whether only what goes into each block of the network is kept for the gradient, see `remat_blocks`.
       ema_decay: of `state.ema`, which the state must have unless it is 0. With t steps done it is at most
         (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`: the first weights would stay for long.
     """
@@ -101,7 +103,11 @@ def create_train_step(
 
     def forward(params, batch_stats, images, key):
         """New statistics, and the logits: the network's own, then the auxiliary ones."""
-        with nn.intercept_methods(_freeze_backbone) if freeze_backbone else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if freeze_backbone:
+                stack.enter_context(nn.intercept_methods(_freeze_backbone))
+            if remat:
+                stack.enter_context(remat_blocks())
             logits, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 normalise(images, mean, std),
@@ -158,6 +164,40 @@ def _freeze_backbone(call, arguments, keywords, context):
     if context.module.path == ("backbone",) and context.method_name == "__call__":
         keywords = {**keywords, "train": False}
     return call(*arguments, **keywords)
+
+
+def remat_blocks() -> contextlib.AbstractContextManager:
+    """Within it a network's blocks are computed a second time for the gradient (Chen et al. 2016), so that only what
+    goes into each is kept.
+
+    Blocks are the modules right below `backbone`, and those beside it: a bottleneck of a ResNet, a block of a decoder.
+    The values are those of the first time, BatchNorm's and dropout's too. On 2x256x256 a gradient keeps, beside the weights, a third (SegNet
+    on VGG16) to a tenth (FPN on MobileNetV2). XLA's CPU compiler takes most of it back and keeps the values.
+    """
+    within: list[tuple[str, ...]] = []
+
+    def call_block(call, arguments, keywords, context):
+        path = context.module.path
+        depth = 2 if path[:1] == ("backbone",) else 1
+        if context.method_name != "__call__" or len(path) != depth or path in within:
+            return call(*arguments, **keywords)
+        leaves, tree = jax.tree.flatten((arguments, keywords))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+        def block(module, *arrays):
+            whole = list(leaves)
+            for i, array in zip(places, arrays, strict=True):
+                whole[i] = array
+            arguments, keywords = jax.tree.unflatten(tree, whole)
+            within.append(path)  # or it would come here again
+            try:
+                return module(*arguments, **keywords)
+            finally:
+                within.pop()
+
+        return nn.remat(block)(context.module, *(leaves[i] for i in places))
+
+    return nn.intercept_methods(call_block)
 
 
 def _averaged(state: TrainState, variables: Mapping[str, Any], ema_decay: float) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """One device or two: the same step, the same counts."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,11 @@ import pytest
 from configs import default
 from jaxseg.errors import UserError
 from jaxseg.losses import total_loss
+from jaxseg.models import create_model
 from jaxseg.models.deeplab import DeepLabV3Plus
 from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6
 from jaxseg.optim import create_optimizer
-from jaxseg.state import create_state, init_variables
+from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import (
     check_batch_size,
     create_eval_step,
@@ -22,6 +25,7 @@ from jaxseg.step import (
     fill_colour,
     normalise,
     put_batch,
+    remat_blocks,
     replicate,
 )
 
@@ -330,6 +334,57 @@ def test_a_batch_in_slices_takes_less_memory():
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
     assert peak(8) < peak(1) / 2
+
+
+def test_blocks_computed_twice_give_the_same_step(runs):
+    (start, plain, losses, _), _ = runs
+    mesh, tx = create_mesh(devices(1)), optax.sgd(0.01, momentum=0.9)
+    step = create_train_step(small_network(), tx, mesh, **SCALE, seed=3, label_smoothing=0.1, remat=True)
+    state, found = replicate(start, mesh), []
+    for i in range(2):
+        state, metrics = step(state, put_batch(make_batch(seed=i), mesh))
+        found.append(float(metrics["loss"]))
+    assert found == pytest.approx(losses, abs=1e-5)
+    assert difference(state.params, plain.params) < 1e-5
+    assert difference(state.batch_stats, plain.batch_stats) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "backbone", "share"),
+    [
+        ("unet", "resnet18", 0.45),
+        ("segnet", "vgg16_bn", 0.45),
+        ("deeplabv3plus", "mobilenet_v2", 0.2),
+        ("pspnet", "resnet50", 0.3),
+        ("fpn", "mobilenet_v3_large", 0.3),
+        ("deeplabv3plus", "xception65", 0.3),
+    ],
+)
+def test_blocks_computed_twice_keep_less(family, backbone, share):
+    """What a gradient keeps of the way forward is what its second half is a function of."""
+    model = create_model(family, backbone=backbone, num_classes=3)
+    variables = abstract_variables(model)
+    images = jax.ShapeDtypeStruct((2, 128, 128, 3), jnp.float32)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables))
+
+    def kept(context) -> int:
+        def backward(variables, images):
+            def loss(params):
+                with context():
+                    logits, _ = model.apply(
+                        {**variables, "params": params},
+                        images,
+                        train=True,
+                        mutable=["batch_stats", "aux"],
+                        rngs={"dropout": jax.random.key(0)},
+                    )
+                return logits.sum()
+
+            return jax.vjp(loss, variables["params"])[1]
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, variables, images))) - weights
+
+    assert 0 < kept(remat_blocks) < share * kept(contextlib.nullcontext)
 
 
 def test_batch_norm_sees_a_slice_at_a_time_and_its_statistics_take_as_many_steps():
