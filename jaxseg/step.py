@@ -171,8 +171,8 @@ def remat_blocks() -> contextlib.AbstractContextManager:
     goes into each is kept.
 
     Blocks are the modules right below `backbone`, and those beside it: a bottleneck of a ResNet, a block of a decoder.
-    The values are those of the first time, BatchNorm's and dropout's too. On 2x256x256 a gradient keeps, beside the weights, a third (SegNet
-    on VGG16) to a tenth (FPN on MobileNetV2). XLA's CPU compiler takes most of it back and keeps the values.
+    The values are those of the first time, BatchNorm's and dropout's too. On 2x256x256 a gradient keeps, beside the
+    weights, a third (SegNet on VGG16) to a tenth (FPN on MobileNetV2). XLA's CPU compiler takes most of it back.
     """
     within: list[tuple[str, ...]] = []
 

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
 from jaxseg.data.progress import bar, counted, say
-from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_png
+from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_labels
 from jaxseg.data.source import decode_image
 from jaxseg.errors import UserError
 
@@ -89,7 +89,7 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, byt
                 )
         except ValueError as error:
             raise UserError(f"cannot use {getattr(item, 'image', name)}: {error}; save it anew.") from error
-        return name, image, encode_png(labels), size
+        return name, image, encode_labels(labels), size
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         todo = iter(items)
