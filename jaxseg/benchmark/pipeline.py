@@ -1,11 +1,13 @@
 """The input pipeline alone: images a second, where an image's time goes, and PyTorch's DataLoader at the same work."""
 
+import functools
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -13,6 +15,7 @@ from jaxseg import build
 from jaxseg.benchmark.measure import machine, num_cores, ratio
 from jaxseg.benchmark.peers import import_torch
 from jaxseg.data import Dataset, open_dataset
+from jaxseg.step import create_mesh
 
 SECONDS = 5.0  # of a figure, at least
 AHEAD = 4  # batches a worker may have read ahead, which a figure must not begin with
@@ -22,28 +25,33 @@ ALONE = 64  # images that the shares are measured on
 def measure(config: ConfigDict, *, rounds: int, against_torch: bool, log: Callable[[str], None]) -> dict[str, Any]:
     """Prints images a second of a config's training batches, and gives the figures.
 
-    With `against_torch` a `torch.utils.data.DataLoader` does the same work beside it, in turns: the same records
-    through the same augmentation, with the same number of worker processes, two where the config has none.
+    With `data.on_device` they are batches on the device. With `against_torch` a `torch.utils.data.DataLoader` does the
+    same work beside it, in turns: the same records through the same augmentation, with the same number of worker
+    processes. Where the config has none it gets as many as there are cores, at most two: it has no threads.
     """
-    if against_torch and not config.data.workers:
-        config.data.workers = 2
     dataset = open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
     data, cores = config.data, num_cores()
-    log(
-        f"{data.name}, batches of {data.batch_size} x {data.crop_size}x{data.crop_size}, "
-        f"{data.workers or 'no'} worker processes; {machine()}"
-    )
-    starts = {"jaxseg": lambda: build.train_batches(config, dataset, 0)}
+    processes = {"jaxseg": data.workers}
     if against_torch:
-        starts["PyTorch DataLoader"] = lambda: _torch_batches(config, dataset)
+        processes["PyTorch DataLoader"] = data.workers or min(2, cores)
+    workers = ", ".join(f"{name} in {n or 'threads and no'} worker processes" for name, n in processes.items())
+    log(f"{data.name}, batches of {data.batch_size} x {data.crop_size}x{data.crop_size}, {workers}; {machine()}")
+    starts = {"jaxseg": lambda: build.train_batches(config, dataset, 0)}
+    if data.on_device:
+        images = build.open_resident(config, dataset, create_mesh(jax.devices()[:1]))
+        log(f"{len(images.ids)} images are on the device, {images.nbytes / 2**20:.0f} MiB")
+        places = functools.partial(build.train_batches, config, dataset, 0, images)
+        starts["jaxseg"] = lambda: (jax.block_until_ready(images(batch)) for batch in places())
+    if against_torch:
+        starts["PyTorch DataLoader"] = lambda: _torch_batches(config, dataset, processes["PyTorch DataLoader"])
     rates: dict[str, list[float]] = {name: [] for name in starts}
     for _ in range(rounds):
         for name, start in starts.items():
-            rates[name].append(_rate(start(), data.batch_size, AHEAD * max(1, data.workers)))
+            rates[name].append(_rate(start(), data.batch_size, AHEAD * max(1, processes[name])))
             gc.collect()  # workers of an iterator end with it
     shares = _shares(config, dataset)
 
-    result = {"data": data.name, "batch": data.batch_size, "size": data.crop_size, "workers": data.workers}
+    result = {"data": data.name, "batch": data.batch_size, "size": data.crop_size, "workers": processes}
     result |= {"mode": "input", "machine": machine(), "milliseconds_an_image": shares, "images_per_second": {}}
     log("\n| | images a second | a core |\n|---|---:|---:|")
     for name, values in rates.items():
@@ -100,14 +108,14 @@ class _TorchDataset:
         return {name: record[name] for name in ("images", "labels")}
 
 
-def _torch_batches(config: ConfigDict, dataset: Dataset) -> Iterator:
+def _torch_batches(config: ConfigDict, dataset: Dataset, workers: int) -> Iterator:
     torch = import_torch()
     loader = torch.utils.data.DataLoader(
         _TorchDataset(dataset.source(dataset.train_split), build.augmentation(config)),
         batch_size=config.data.batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=config.data.workers,
+        num_workers=workers,
         multiprocessing_context="spawn",  # JAX's threads do not outlive a fork
         persistent_workers=True,
     )
