@@ -85,6 +85,12 @@ def values_and_gradients(f, x, kernel):
         ((1, 12, 13, 3), 5, 5, 2, 1, 1),  # a row is more than a block
         ((2, 10, 9, 3), 5, 3, 1, 3, 3 * 9 * 27 * 8),
         ((2, 10, 9, 1), 1, 7, 3, 1, 2 * 3 * 49 * 8),
+        # of no more channels than there were, which are unfolded in place of these
+        ((3, 9, 7, 4), 2, 3, 1, 1, 2**20),
+        ((4, 5, 6, 3), 3, 3, 1, 1, 2 * 7 * 8 * 27 * 8),  # two images a block
+        ((2, 11, 6, 4), 3, 3, 1, 1, 4 * 8 * 27 * 8),  # blocks of four rows: the last has one
+        ((2, 12, 9, 3), 2, 5, 1, 1, 1),  # a row is more than a block
+        ((2, 9, 8, 2), 1, 2, 1, 1, 2**20),
     ],
 )
 @pytest.mark.parametrize("padding", ["same", ((0, 1), (2, 0))])
@@ -108,11 +114,12 @@ def test_dense_convolution_has_the_gradients_of_xlas(
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_dense_convolution_in_bfloat16_sums_in_float32(monkeypatch):
+@pytest.mark.parametrize("features", [2, 4])
+def test_dense_convolution_in_bfloat16_sums_in_float32(features, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(dense, "_BLOCK", 2**14)
     # 8,192 ones summed one by one in bfloat16 would stop at 256.
-    x, kernel = jnp.ones((2, 64, 64, 3), jnp.bfloat16), jnp.ones((3, 3, 3, 4), jnp.bfloat16)
+    x, kernel = jnp.ones((2, 64, 64, 3), jnp.bfloat16), jnp.ones((3, 3, 3, features), jnp.bfloat16)
     with jax.default_device(jax.devices("cpu")[0]):
         dw = jax.jit(jax.grad(lambda kernel: dense_conv(x, kernel, 1, ((1, 1), (1, 1))).astype(jnp.float32).sum()))(
             kernel

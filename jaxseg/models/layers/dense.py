@@ -8,6 +8,7 @@ import jax.numpy as jnp
 # Bytes of unfolded windows at a time in `_weight_grad`, or as many as the gradient has: best from 8x8 to 256x256.
 _BLOCK = 4 * 2**20
 _LARGEST = 8  # pixels, of a kernel that is unfolded
+_FEW = 64  # channels of `dy`, or fewer, that are unfolded in place of `x`
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -25,16 +26,12 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Sides, dilatio
 
 def _weight_grad(x, dy, k: int, stride: int, padding: Sides, dilation: int) -> jax.Array:
     """The kernel's gradient `[k, k, C, O]`: products of `dy` and unfolded windows of `x`, some rows at a time."""
+    if stride == dilation == 1 and 1 < k <= min(dy.shape[1:3]) and dy.shape[-1] <= min(_FEW, x.shape[-1]):
+        return _weight_grad_of_few(x, dy, k, padding)
     batch, _, width, c = x.shape
     _, h, w, o = dy.shape
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    row_bytes = w * k * k * c * wide.itemsize
-    block = max(_BLOCK, k * k * c * o * wide.itemsize)
-    blocks = -(-h // max(1, min(h, block // row_bytes)))
-    rows = -(-h // blocks)
-    # Where a whole image is less than a block, several images are taken at a time.
-    most = max(1, block // (h * row_bytes)) if blocks == 1 else 1
-    images = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
+    images, blocks, rows = _blocks(batch, h, w * k * k * c * wide.itemsize, k * k * c * o * wide.itemsize)
 
     # Rows of zeros make all blocks one size; they add nothing. Windows may need fewer pixels than there are.
     (top, bottom), (left, right) = padding
@@ -55,16 +52,57 @@ def _weight_grad(x, dy, k: int, stride: int, padding: Sides, dilation: int) -> j
         unfolded = jnp.concatenate(windows, axis=-1).reshape(-1, k * k * c).astype(wide)
         return given.reshape(o, -1).astype(wide) @ unfolded
 
+    total = _sum(product, batch, images, blocks)
+    return total.T.reshape(k, k, c, o)
+
+
+def _weight_grad_of_few(x, dy, k: int, padding: Sides) -> jax.Array:
+    """The same where `dy` has few channels, at stride 1: products of unfolded `dy` and of `x` as it is.
+
+    Windows of `dy` are cut with channels outermost, so whole rows are copied and not a few channels a pixel.
+    """
+    batch, c = x.shape[0], x.shape[-1]
+    _, h, w, o = dy.shape
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    high, most = h + k - 1, k - 1  # `dy` moves over all rows of `x`, beyond its own by k - 1
+    images, blocks, rows = _blocks(batch, high, (w + most) * k * k * o * wide.itemsize, k * k * c * o * wide.itemsize)
+
+    (top, bottom), (left, right) = padding
+    extra = blocks * rows - high
+    x = jnp.pad(x, ((0, 0), (top, bottom + extra), (left, right), (0, 0)))
+    dy = jnp.pad(dy.transpose(3, 0, 1, 2), ((0, 0), (0, 0), (most, most + extra), (most, most)))
+
+    def product(image, block):
+        seen = jax.lax.dynamic_slice(x, (image, block * rows, 0, 0), (images, rows, w + most, c))
+        given = jax.lax.dynamic_slice(dy, (0, image, block * rows, 0), (o, images, rows + most, w + 2 * most))
+        windows = [
+            given[:, :, most - a : most - a + rows, most - b : most - b + w + most] for a in range(k) for b in range(k)
+        ]
+        return jnp.concatenate(windows).reshape(k * k * o, -1).astype(wide) @ seen.reshape(-1, c).astype(wide)
+
+    return _sum(product, batch, images, blocks).reshape(k, k, o, c).swapaxes(2, 3)
+
+
+def _blocks(batch: int, high: int, row_bytes: int, at_least: int) -> tuple[int, int, int]:
+    """How many images are taken at a time, in how many blocks, of how many rows each."""
+    block = max(_BLOCK, at_least)
+    blocks = -(-high // max(1, min(high, block // row_bytes)))
+    # Where a whole image is less than a block, several images are taken at a time.
+    most = max(1, block // (high * row_bytes)) if blocks == 1 else 1
+    return max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most), blocks, -(-high // blocks)
+
+
+def _sum(product, batch: int, images: int, blocks: int) -> jax.Array:
+    """Of `product(first image, block)` over all of them."""
     steps = batch // images * blocks
     if steps == 1:
-        total = product(0, 0)
-    else:
+        return product(0, 0)
+    kind = jax.eval_shape(product, 0, 0)
 
-        def add(i, total):
-            return total + product(i // blocks * images, i % blocks)
+    def add(i, total):
+        return total + product(i // blocks * images, i % blocks)
 
-        total = jax.lax.fori_loop(0, steps, add, jnp.zeros((o, k * k * c), wide))
-    return total.T.reshape(k, k, c, o)
+    return jax.lax.fori_loop(0, steps, add, jnp.zeros(kind.shape, kind.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
