@@ -1,5 +1,7 @@
 """Scores from one confusion matrix over a whole split. A ratio is never averaged over batches or images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,36 @@ def confusion_matrix(preds: jax.Array, labels: jax.Array, num_classes: int, *, i
     """`counts[true, pred]` of the valid pixels of a batch, int32 `[num_classes, num_classes]`.
 
     Exact for any batch up to 2^31 pixels; sum batches on the host in int64 (float32 stops counting at 2^24, and JAX has
-    no int64 by default). A one-hot product instead of a scatter, which is slow on GPUs; its partial sums run over one
-    image row each, so that float32 is exact for rows of up to 2^24 pixels.
+    no int64 by default). On one CPU device it is a scatter, elsewhere, where that is slow or moves images between
+    devices, a product of one-hot rows, which float32 counts exactly up to 2^24 pixels a row.
 
     Args:
       preds: integers `[B, H, W]` in [0, num_classes).
       labels: integers `[B, H, W]`; `ignore_label` is left out.
     """
+    preds, labels = preds.astype(jnp.int32), labels.astype(jnp.int32)
+    if jax.device_count() > 1:
+        return _count_by_product(preds, labels, num_classes, ignore_label)
+    return jax.lax.platform_dependent(
+        preds,
+        labels,
+        cpu=functools.partial(_count_by_scatter, num_classes=num_classes, ignore_label=ignore_label),
+        default=functools.partial(_count_by_product, num_classes=num_classes, ignore_label=ignore_label),
+    )
+
+
+def _count_by_scatter(preds, labels, num_classes: int, ignore_label: int) -> jax.Array:
+    known = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
+    places = jnp.where(known, labels * num_classes + preds, num_classes**2)
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[places.ravel()].add(1)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+def _count_by_product(preds, labels, num_classes: int, ignore_label: int) -> jax.Array:
     classes = jnp.arange(num_classes, dtype=jnp.int32)
     valid = (labels != ignore_label)[..., None]
-    true = ((labels.astype(jnp.int32)[..., None] == classes) & valid).astype(jnp.float32)
-    pred = (preds.astype(jnp.int32)[..., None] == classes).astype(jnp.float32)
+    true = ((labels[..., None] == classes) & valid).astype(jnp.float32)
+    pred = (preds[..., None] == classes).astype(jnp.float32)
     rows = jnp.einsum("bhwt,bhwp->bhtp", true, pred, precision=jax.lax.Precision.HIGHEST)
     return rows.astype(jnp.int32).sum(axis=(0, 1))
 

@@ -1,5 +1,6 @@
 """Counts are exact, scores are what their definitions say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ LABELS = hnp.arrays(np.uint8, SHAPE, elements=st.sampled_from([*range(NUM_CLASSE
 
 
 def count(preds, labels, num_classes=NUM_CLASSES, **options):
-    return np.asarray(confusion_matrix(jnp.asarray(preds), jnp.asarray(labels), num_classes, **options))
+    """What both forms of it give, that of one CPU device and the other."""
+    forms = []
+    for devices in (1, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "device_count", lambda devices=devices: devices)
+            forms.append(confusion_matrix(jnp.asarray(preds), jnp.asarray(labels), num_classes, **options))
+    np.testing.assert_array_equal(*forms)
+    return np.asarray(forms[0])
 
 
 def same_scores(a, b):

@@ -40,31 +40,41 @@ def _max_pool_backward(size, stride, padding, residuals, dy):
         return jax.vjp(lambda x: nn.max_pool(x, (size, size), (stride, stride), padding), x)[1](dy)[0]
 
     def places(x, y, dy):
-        return jax.vjp(lambda x: max_pool_with_places(x)[0], x)[1](dy)[0]
+        return max_unpool(dy, max_pool_with_places(x)[1], x.shape[1:3])
 
-    def shifted(x, y, dy):
+    def phased(x, y, dy):
         (top, bottom), (left, right) = padding
-        # Every tap of a window in turn: where its pixel is the maximum and no earlier one was, it takes the gradient.
         padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
         (height, width), (h, w) = padded.shape[1:3], y.shape[1:3]
-        reach_h, reach_w = (h - 1) * stride + 1, (w - 1) * stride + 1
-        given, total = jnp.zeros(y.shape, bool), jnp.zeros((), dy.dtype)
-        for a in range(size):
-            for b in range(size):
-                here = (padded[:, a : a + reach_h : stride, b : b + reach_w : stride] == y) & ~given
-                given = given | here
-                spread = [(0, 0, 0), (a, height - a - reach_h, stride - 1), (b, width - b - reach_w, stride - 1)]
-                zero = jnp.zeros((), dy.dtype)
-                total = total + jax.lax.pad(jnp.where(here, dy, zero), zero, [*spread, (0, 0, 0)])
-        return total[:, top : height - bottom, left : width - right]
+        # Which pixel of its window, `size * row + column`, each maximum is: the first of those that equal it.
+        place = jnp.zeros(y.shape, jnp.int32)
+        for a, b in reversed([(a, b) for a in range(size) for b in range(size)]):
+            rows, columns = (slice(i, i + (n - 1) * stride + 1, stride) for i, n in ((a, h), (b, w)))
+            place = jnp.where(padded[:, rows, columns] == y, size * a + b, place)
+        # Pixels whose rows, and columns, leave the same rest by the stride lie at the same places of their windows.
+        high, wide = -(-height // stride), -(-width // stride)
 
-    on_cpu = places if (size, stride, padding) == (2, 2, ((0, 0), (0, 0))) else shifted
+        def pixels(row, column):
+            total = jnp.zeros((x.shape[0], high, wide, x.shape[-1]), dy.dtype)
+            for a in range(row, size, stride):
+                for b in range(column, size, stride):
+                    up, back = a // stride, b // stride
+                    here = jnp.where(place == size * a + b, dy, jnp.zeros((), dy.dtype))
+                    total += jnp.pad(here, ((0, 0), (up, high - h - up), (back, wide - w - back), (0, 0)))
+            return total
+
+        by_row = [jnp.stack([pixels(a, b) for b in range(stride)], axis=3) for a in range(stride)]
+        full = jnp.stack(by_row, axis=2).reshape(x.shape[0], high * stride, wide * stride, x.shape[-1])
+        return full[:, top : height - bottom, left : width - right]
+
+    on_cpu = places if (size, stride, padding) == (2, 2, ((0, 0), (0, 0))) else phased
     return (jax.lax.platform_dependent(x, y, dy, cpu=on_cpu, default=plain),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+@jax.custom_vjp
 def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """2x2 max pooling of stride 2 that tells where each maximum was, `torch.nn.MaxPool2d(2, return_indices=True)`.
 
@@ -79,10 +89,24 @@ def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     b, h, w, c = x.shape
     windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    windows = windows.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, c, 4)
-    places = jnp.argmax(jax.lax.stop_gradient(windows), -1)
-    chosen = jnp.arange(4) == places[..., None]
-    return jnp.where(chosen, windows, 0).sum(-1).astype(x.dtype), places.astype(jnp.int8)
+    pixels = [windows[:, :, row, :, column] for row in (0, 1) for column in (0, 1)]
+    maxima = functools.reduce(jnp.maximum, pixels)
+    places = functools.reduce(lambda later, i: jnp.where(pixels[i] == maxima, i, later), (2, 1, 0), 3)
+    return maxima, places.astype(jnp.int8)
+
+
+def _with_places_forward(x):
+    maxima, places = max_pool_with_places(x)
+    # An array of no pixels tells the size.
+    return (maxima, places), (places, jnp.zeros((0, *x.shape[1:3]), jnp.int8))
+
+
+def _with_places_backward(residuals, cotangents):
+    places, like = residuals
+    return (max_unpool(cotangents[0], places, like.shape[1:]),)
+
+
+max_pool_with_places.defvjp(_with_places_forward, _with_places_backward)
 
 
 def max_unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -97,9 +121,9 @@ def max_unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Ar
       `[B, H, W, C]` in `x`'s dtype.
     """
     b, h, w, c = x.shape
-    chosen = jnp.arange(4) == places[..., None]
-    windows = jnp.where(chosen, x[..., None], jnp.zeros((), x.dtype)).reshape(b, h, w, c, 2, 2)
-    full = windows.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c)
+    pixels = jnp.arange(4, dtype=places.dtype).reshape(2, 1, 2, 1)
+    chosen = places[:, :, None, :, None] == pixels
+    full = jnp.where(chosen, x[:, :, None, :, None], jnp.zeros((), x.dtype)).reshape(b, 2 * h, 2 * w, c)
     return jnp.pad(full, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
 
 
