@@ -19,6 +19,7 @@ from matplotlib.transforms import IdentityTransform
 from jaxseg.files import replacing
 
 DPI = 100
+OVERLAY_PIXELS = 2**20  # that are computed at a time, in float64
 CELL = 320  # pixels across a picture in a figure
 GAP = 10
 LINE = 24  # pixels for a line of text
@@ -47,10 +48,13 @@ def _coloured(labels: np.ndarray, palette: np.ndarray, ignore_label: int) -> np.
 
 def _shares(arrays: Sequence[np.ndarray], class_names: Sequence[str], ignore_label: int) -> dict[int, float]:
     """Class to its share of all pixels, only the classes that appear; the ignored ones under `len(class_names)`."""
-    flat = np.concatenate([np.asarray(array).ravel() for array in arrays]).astype(np.int64)
-    flat[(flat == ignore_label) | (flat < 0) | (flat >= len(class_names))] = len(class_names)
-    counts = np.bincount(flat, minlength=len(class_names) + 1)
-    return {int(index): counts[index] / flat.size for index in np.flatnonzero(counts)}
+    counts = np.zeros(len(class_names) + 1, np.int64)
+    for array in arrays:
+        for row in np.atleast_2d(array):  # an image may be too large for a copy in int64
+            classes = row.astype(np.int64)
+            classes[(classes == ignore_label) | (classes < 0) | (classes >= len(class_names))] = len(class_names)
+            counts += np.bincount(classes, minlength=len(counts))
+    return {int(index): counts[index] / counts.sum() for index in np.flatnonzero(counts)}
 
 
 def _entries(shares: Mapping[int, float], class_names: Sequence[str], palette: np.ndarray) -> dict[str, tuple]:
@@ -97,11 +101,15 @@ def overlay(image: np.ndarray, preds: np.ndarray, palette: np.ndarray, alpha: fl
         raise ValueError(f"the image is {image.shape[:2]} and its prediction {preds.shape}")
     palette = np.asarray(palette)
     weights = np.append(alpha * palette.any(1), 0.0)
-    no_class = (preds < 0) | (preds >= len(palette))
-    preds = np.where(no_class, len(palette), preds)
-    weight = weights[preds][..., None]
-    colours = np.concatenate([palette, [IGNORED]])[preds]
-    return np.rint(image * (1 - weight) + colours * weight).astype(np.uint8)
+    colours = np.concatenate([palette, [IGNORED]]) * weights[:, None]
+    picture = np.empty(image.shape, np.uint8)
+    rows = max(1, OVERLAY_PIXELS // max(1, preds.shape[1]))
+    for top in range(0, len(preds), rows):
+        part = np.s_[top : top + rows]
+        no_class = (preds[part] < 0) | (preds[part] >= len(palette))
+        classes = np.where(no_class, len(palette), preds[part])
+        picture[part] = np.rint(image[part] * (1 - weights[classes][..., None]) + colours[classes])
+    return picture
 
 
 def overlay_with_legend(

@@ -21,6 +21,7 @@ from jaxseg.step import fill_colour, normalise
 from jaxseg.windows import strips
 
 WINDOWS = 4  # that go through the network at a time
+LARGE, WINDOW = 2048, 1024  # pixels of a side: images with a larger one are seen in windows of the latter by default
 
 
 class Predictor:
@@ -41,7 +42,7 @@ class Predictor:
         self._probs = jax.jit(probabilities)
         self._preds = jax.jit(lambda variables, images: probabilities(variables, images).argmax(-1).astype(jnp.uint8))
 
-    def __call__(self, image: np.ndarray, *, probabilities: bool = False, window: int = 0) -> np.ndarray:
+    def __call__(self, image: np.ndarray, *, probabilities: bool = False, window: int | None = None) -> np.ndarray:
         """The class of every pixel of one image, at the image's own size.
 
         Args:
@@ -49,7 +50,8 @@ class Predictor:
           probabilities: whether to give these instead of the classes.
           window: pixels; a larger image is seen in square windows of this side, half a window from one to the next, and
             the probabilities of a pixel are the mean over its windows. Classes of images of any size then take the
-            memory of a few windows. 0: the image is seen whole.
+            memory of a few windows. 0: the image is seen whole. None: so it is unless a side has more than 2,048
+            pixels, and else in windows of 1,024.
 
         Returns:
           uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
@@ -60,6 +62,8 @@ class Predictor:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f"the image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3], RGB, is due")
+        if window is None:
+            window = WINDOW if max(image.shape[:2]) > LARGE else 0
         if window and window < 32:
             raise UserError(f"the window is {window} pixels: at least 32 are due, or 0 for the whole image")
         height, width = image.shape[:2]
@@ -128,7 +132,7 @@ def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray
 
 
 def predict_files(
-    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int = 0, log=print
+    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int | None = None, log=print
 ) -> int:
     """Predicts an image or every image of a folder; `NAME.png` and `NAME_overlay.png` go to `output`.
 
@@ -224,7 +228,12 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", required=True, help="the folder for NAME.png (class indices) and NAME_overlay.png")
     parser.add_argument("--checkpoint", default="best", help="best (by train.best, the default), latest or a step")
-    parser.add_argument("--window", type=int, default=0, help="pixels: larger images are seen in windows of this side")
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="pixels: larger images are seen in windows of this side; 0: whole; by default images of more than "
+        f"{LARGE} pixels a side in windows of {WINDOW}",
+    )
     args = parser.parse_args()
     use_compile_cache()
     with one_line_errors():

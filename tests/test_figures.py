@@ -140,7 +140,8 @@ def test_figure_refuses_lists_that_do_not_match(given):
 )
 def test_curves_of_few_and_odd_rows(metrics, tmp_path):
     curves(metrics, tmp_path / "figures" / "curves.png")
-    assert Image.open(tmp_path / "figures" / "curves.png").size == (1200, 450)
+    with Image.open(tmp_path / "figures" / "curves.png") as picture:
+        assert picture.size == (1200, 450)
 
 
 def test_curves_name_the_best_step(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from helpers import one_error, rows, steps
 from PIL import Image
 
 import jaxseg
+from jaxseg import predict
 from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
@@ -70,6 +71,15 @@ def test_a_large_image_is_predicted_from_windows(predictor, size):
     preds = predictor(image, window=32)
     assert preds.dtype == np.uint8
     np.testing.assert_array_equal(preds, found.argmax(-1))
+
+
+def test_a_large_image_is_seen_in_windows_by_default(predictor, monkeypatch):
+    monkeypatch.setattr(predict, "LARGE", 60)
+    monkeypatch.setattr(predict, "WINDOW", 32)
+    image = np.random.default_rng(0).integers(0, 256, (61, 50, 3), dtype=np.uint8)
+    assert not np.array_equal(predictor(image, window=32), predictor(image, window=0))
+    np.testing.assert_array_equal(predictor(image), predictor(image, window=32))
+    np.testing.assert_array_equal(predictor(image[:60]), predictor(image[:60], window=0))
 
 
 def test_an_image_no_larger_than_the_window_is_seen_whole(predictor):
