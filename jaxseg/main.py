@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
-from jaxseg.process import Interrupted, keep_memory, one_line_errors, use_compile_cache
+from jaxseg.process import Interrupted, one_line_errors, use_compile_cache, use_huge_pages
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -142,7 +142,7 @@ def run(_) -> None:
 
 def main() -> None:
     """Parses the flags and runs; a mistake of the user's ends in one message and status 1."""
-    keep_memory()
+    use_huge_pages()
     with one_line_errors():
         app.run(run, flags_parser=parse)
 

@@ -10,22 +10,24 @@ from collections.abc import Iterator
 from jaxseg.errors import UserError
 
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
-NEVER = 2**36  # bytes; no block is so large that it would be mapped anew, and given back, on its own
-MALLOC = {"hugetlb": 1, "mmap_threshold": NEVER, "trim_threshold": NEVER, "arena_max": 1}
+NEVER = 2**36  # bytes; no block is so large that it would be mapped on its own, and given back
 
 
-def keep_memory() -> None:
-    """Starts the process anew with glibc taking memory in huge pages and keeping it, where it can and does not yet.
+def use_huge_pages(*, keep: bool = False) -> None:
+    """Starts the process anew with glibc asking for huge pages, where it can and does not yet.
 
-    Every step on a CPU takes gigabytes and frees them. Mapped anew, and in pages of 4 KiB, they cost up to half of the
-    step; on a virtual machine that gives free memory back to its host, more. The settings are read when a process
-    starts, hence to be called before anything heavy is imported. A process that has any of its own is left alone.
+    Every step on a CPU takes gigabytes of fresh memory; mapped in pages of 4 KiB that costs two fifths of the step. The
+    setting is read when a process starts, hence to be called before anything heavy is imported.
+
+    With `keep` memory that is freed stays with the process. A run is no faster for it, and takes up to twice the
+    memory; but what is measured in turns with something else would begin each of them with memory to be mapped anew.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or "glibc.malloc" in tunables or not HUGE_PAGES.exists():
+    if "glibc.malloc.hugetlb" in tunables or not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text():
         return
-    settings = [f"glibc.malloc.{name}={value}" for name, value in MALLOC.items()]
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, *settings]))
+    settings = {"hugetlb": 1} | ({"mmap_threshold": NEVER, "trim_threshold": NEVER, "arena_max": 1} if keep else {})
+    words = [f"glibc.malloc.{name}={value}" for name, value in settings.items()]
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, *words]))
     os.execv(sys.executable, sys.orig_argv)
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from jaxseg.errors import UserError
-from jaxseg.process import keep_memory, one_line_errors
+from jaxseg.process import one_line_errors, use_huge_pages
 
 MODES = ("train", "infer", "latency", "input")
 
@@ -230,5 +230,5 @@ def _print_table(result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        keep_memory()
+        use_huge_pages(keep=True)
         main(sys.argv[1:])

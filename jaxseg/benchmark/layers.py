@@ -22,7 +22,7 @@ from jaxseg.benchmark.measure import Contender, alternate, machine
 from jaxseg.benchmark.peers import import_torch
 from jaxseg.errors import UserError
 from jaxseg.models import layers
-from jaxseg.process import keep_memory, one_line_errors
+from jaxseg.process import one_line_errors, use_huge_pages
 
 
 @dataclasses.dataclass
@@ -367,5 +367,5 @@ def _row(result: dict, names: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     with one_line_errors():
-        keep_memory()
+        use_huge_pages(keep=True)
         main(sys.argv[1:])
