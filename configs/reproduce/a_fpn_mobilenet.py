@@ -14,8 +14,8 @@ Setting: `reproduce.project_a`. Published, on the 101 images of CamVid's val spl
 correctly paired pass micro IoU 0.8069; see `a_unet_vgg16.py` for the figures that mean nothing.
 
 Ours, `mobilenet_v2` started from ImageNet weights (an 8-bit model's, widened): accuracy 0.9014, micro IoU 0.8205, mean
-IoU 0.5726, F1 0.6664, seed 0; half an hour of steps on two CPU cores that did other work too. MobileNet v1 from scratch:
-accuracy 0.8493, micro IoU 0.7381, mean IoU 0.4294, F1 0.5082, seed 0, its score still rising; 2 h 40 min on such cores.
+IoU 0.5726, F1 0.6664, seed 0; half an hour of steps on two CPU cores that did other work too. MobileNet v1 from
+scratch: accuracy 0.8493, micro IoU 0.7381, mean IoU 0.4294, F1 0.5082, seed 0, still rising; 2 h 40 min of steps.
 """
 
 from ml_collections import ConfigDict
