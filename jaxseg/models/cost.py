@@ -60,8 +60,9 @@ def _count(jaxpr, origins: Sequence[frozenset]) -> tuple[int, list[frozenset]]:
         elif eqn.primitive.name == "dot_general":
             total += _is_weight(sources) * _product(eqn)
         elif inner:
-            # Branches of one platform or another compute the same; the one that is written as a convolution counts.
-            counted = [_count(sub, sources[len(sources) - len(sub.invars) :]) for sub in inner]
+            # Branches of one platform or another compute the same; the default, which is the last, in the plain form.
+            taken = inner[-1:] if eqn.primitive.name == "cond" else inner
+            counted = [_count(sub, sources[len(sources) - len(sub.invars) :]) for sub in taken]
             most, results_of = max(counted, key=lambda pair: pair[0])
             total += most * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
             if len(results_of) == len(eqn.outvars):
