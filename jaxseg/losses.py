@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.lookup import lookup
+from jaxseg.models.layers import resize_bilinear
 
 
 def cross_entropy(
@@ -39,6 +40,46 @@ def cross_entropy(
     Returns:
       A float32 scalar; 0 where no pixel is valid.
     """
+    return _ratio(*_entropy_and_weight(logits, labels, ignore_label, class_weights, label_smoothing))
+
+
+def upsampled_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    align_corners: bool,
+    together: int = 1,
+    ignore_label: int = 255,
+    class_weights: jax.Array | None = None,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """`cross_entropy` of `resize_bilinear(logits, labels' size)`, without all of these logits at once.
+
+    The images are taken one after another, and a second time for the gradient, so that only `logits` are kept for it.
+
+    Args:
+      logits: `[B, h, w, num_classes]`.
+      labels: integers `[B, H, W]`.
+      align_corners: see `resize_bilinear`.
+      together: images at a time, the first of each of so many parts of the batch: the number of devices that it is
+        sharded over, so that none of them moves.
+      others: see `cross_entropy`.
+    """
+
+    @jax.checkpoint
+    def add(totals, images):
+        logits, labels = images
+        logits = resize_bilinear(logits.astype(jnp.float32), labels.shape[1:], align_corners=align_corners)
+        sums = _entropy_and_weight(logits, labels, ignore_label, class_weights, label_smoothing)
+        return jax.tree.map(jnp.add, totals, sums), None
+
+    turns = [x.reshape(together, -1, *x.shape[1:]).swapaxes(0, 1) for x in (logits, labels)]
+    zero = jnp.zeros((), jnp.float32)
+    return _ratio(*jax.lax.scan(add, (zero, zero), tuple(turns))[0])
+
+
+def _entropy_and_weight(logits, labels, ignore_label, class_weights, label_smoothing) -> tuple[jax.Array, jax.Array]:
+    """What `cross_entropy` divides by what."""
     num_classes = logits.shape[-1]
     valid = labels != ignore_label
     # Replaced before the gather (255 is no class) and zeroed after it, so that no NaN meets a 0.
@@ -51,7 +92,7 @@ def cross_entropy(
         target = (1 - label_smoothing) * one_hot + label_smoothing / num_classes
     per_pixel = -jnp.sum(target * weights * log_probs, axis=-1)
     pixel_weights = jnp.where(valid, jnp.sum(one_hot * weights, axis=-1), 0.0)
-    return _ratio(jnp.sum(jnp.where(valid, per_pixel, 0.0)), jnp.sum(pixel_weights))
+    return jnp.sum(jnp.where(valid, per_pixel, 0.0)), jnp.sum(pixel_weights)
 
 
 def binary_cross_entropy(

@@ -6,6 +6,7 @@ traffic of float32.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,9 +20,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxseg.errors import UserError
-from jaxseg.losses import cross_entropy, total_loss
+from jaxseg.losses import cross_entropy, total_loss, upsampled_cross_entropy
 from jaxseg.metrics import confusion_matrix
+from jaxseg.models.layers import FullSize, resize_bilinear
 from jaxseg.state import TrainState
+
+# Bytes of a device's logits at the size of the images. Beyond, they are made and used an image at a time.
+_LARGE = 2**27
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -85,6 +90,10 @@ def create_train_step(
     the loss and the gradient are those of the global batch. Dropout's key is folded from the seed and the step: a
     resumed run draws what the unbroken one draws.
 
+    Where the loss is cross entropy alone and the logits, at the size of the images, would take a device more than
+    `_LARGE` bytes, a network that ends in `FullSize` has them enlarged an image at a time, see
+    `losses.upsampled_cross_entropy`.
+
     Args:
       losses: name in `losses.LOSSES` to weight; None for cross entropy.
       auxiliary_weight: of the same sum over logits that the network sows as `aux`.
@@ -104,6 +113,7 @@ def create_train_step(
     def forward(params, batch_stats, images, key):
         """New statistics, and the logits: the network's own, then the auxiliary ones."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(nn.intercept_methods(_leave_size))
             if freeze_backbone:
                 stack.enter_context(nn.intercept_methods(_freeze_backbone))
             if remat:
@@ -115,7 +125,8 @@ def create_train_step(
                 mutable=["batch_stats", "aux"],
                 rngs={"dropout": key},
             )
-        return updates.get("batch_stats", {}), [logits, *jax.tree.leaves(updates.get("aux", {}))]
+        aux = jax.tree.leaves(updates.get("aux", {}), is_leaf=lambda x: isinstance(x, _Resizable))
+        return updates.get("batch_stats", {}), [logits, *aux]
 
     def forward_in_slices(params, batch_stats, images, key):
         # Every device has rows in every slice, so that none of them moves.
@@ -128,7 +139,7 @@ def create_train_step(
 
         one = jax.checkpoint(one, prevent_cse=False)
         batch_stats, logits = jax.lax.scan(one, batch_stats, (jnp.arange(accumulate), slices))
-        return batch_stats, [x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) for x in logits]
+        return batch_stats, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), logits)
 
     def loss_fn(params, state, batch):
         if freeze_backbone:
@@ -136,14 +147,24 @@ def create_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         run = forward if accumulate == 1 else forward_in_slices
         batch_stats, (logits, *aux) = run(params, state.batch_stats, batch["images"], key)
-        pixel_loss = functools.partial(
-            total_loss,
-            labels=batch["labels"].astype(jnp.int32),
-            losses=losses,
-            ignore_label=ignore_label,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-        )
+        labels = batch["labels"].astype(jnp.int32)
+        settings = {
+            "ignore_label": ignore_label,
+            "class_weights": class_weights,
+            "label_smoothing": label_smoothing,
+        }
+        weighted = {name: weight for name, weight in losses.items() if weight}
+
+        def pixel_loss(logits):
+            if not isinstance(logits, _Resizable):
+                return total_loss(logits, labels, losses, **settings)
+            small, by = logits.small, {"align_corners": logits.align_corners}
+            if labels.size * small.shape[-1] * 4 > _LARGE * mesh.size and set(weighted) == {"cross_entropy"}:
+                loss = upsampled_cross_entropy(small, labels, together=mesh.size, **by, **settings)
+                return weighted["cross_entropy"] * loss
+            logits = resize_bilinear(small.astype(jnp.float32), labels.shape[1:], **by)
+            return total_loss(logits, labels, losses, **settings)
+
         loss = pixel_loss(logits)
         for aux_logits in aux:
             loss += auxiliary_weight * pixel_loss(aux_logits)
@@ -157,6 +178,22 @@ def create_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {"loss": loss}
 
     return jax.jit(train_step, in_shardings=(whole, by_row), out_shardings=whole, donate_argnums=0)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["small"], meta_fields=["align_corners"])
+@dataclasses.dataclass
+class _Resizable:
+    """Logits before the network's `FullSize`, and how that would resize them to the labels' size."""
+
+    small: jax.Array
+    align_corners: bool
+
+
+def _leave_size(call, arguments, keywords, context):
+    """For `nn.intercept_methods`: logits are left as they are before `FullSize`."""
+    if isinstance(context.module, FullSize):
+        return _Resizable(*arguments, context.module.align_corners)
+    return call(*arguments, **keywords)
 
 
 def _freeze_backbone(call, arguments, keywords, context):

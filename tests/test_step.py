@@ -1,6 +1,7 @@
 """One device or two: the same step, the same counts."""
 
 import contextlib
+import re
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import total_loss
 from jaxseg.models import create_model
 from jaxseg.models.deeplab import DeepLabV3Plus
-from jaxseg.models.layers import ConvBN, DepthwiseConvBN, relu6
+from jaxseg.models.layers import ConvBN, DepthwiseConvBN, FullSize, relu6
 from jaxseg.optim import create_optimizer
 from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import (
@@ -225,6 +226,54 @@ def test_auxiliary_logits_add_their_loss_times_its_weight(options):
     moved = jax.tree.map(lambda before, after: before - after, variables["params"], state.params)
     due = {"classifier": main_grads, "auxiliary": jax.tree.map(lambda grad: weight * grad, aux_grads)}
     assert difference(moved, due) < 1e-5
+
+
+class Coarse(nn.Module):
+    """Logits of a quarter of the size, enlarged, and auxiliary ones likewise."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        full_size = FullSize(images.shape[1:3], align_corners=False)
+        x = nn.relu(nn.Conv(8, (4, 4), 4)(images))
+        aux_logits = full_size(nn.Dense(21, name="auxiliary")(x))
+        if not self.is_initializing():
+            self.sow("aux", "logits", aux_logits)
+        return full_size(nn.Dense(21, name="classifier")(x))
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(1, 1), (2, 1), (2, 2)])
+def test_logits_enlarged_an_image_at_a_time_give_the_same_step_in_less_memory(count, accumulate, monkeypatch):
+    model, tx, mesh = Coarse(), optax.sgd(1.0), create_mesh(devices(count))
+    start = jax.tree.map(np.asarray, create_state(init_variables(model, 0), tx))
+    batch = put_batch(make_batch(8 * count, num_classes=21), mesh)
+    settings = {"class_weights": np.linspace(0.5, 2, 21), "label_smoothing": 0.1, "losses": {"cross_entropy": 0.7}}
+
+    def step():
+        train_step = create_train_step(model, tx, mesh, **SCALE, seed=0, accumulate=accumulate, **settings)
+        compiled = train_step.lower(replicate(start, mesh), batch).compile()
+        # No image moves to another device.
+        assert not re.search("all-gather|all-to-all|collective-permute", compiled.as_text())
+        return *compiled(replicate(start, mesh), batch), compiled.memory_analysis().temp_size_in_bytes
+
+    state, metrics, memory = step()
+    monkeypatch.setattr("jaxseg.step._LARGE", 0)
+    by_image, by_image_metrics, less = step()
+    assert float(by_image_metrics["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
+    assert difference(by_image.params, state.params) < 1e-5
+    # Logits of eight images on each device, of both heads.
+    assert memory - less > 2 * 7 * 64 * 64 * 21 * 4
+
+
+def test_losses_other_than_cross_entropy_see_all_logits(monkeypatch):
+    monkeypatch.setattr("jaxseg.step._LARGE", 0)
+    model, tx, mesh, batch = Coarse(), optax.sgd(1.0), create_mesh(devices(1)), make_batch(num_classes=21)
+    variables = jax.tree.map(np.asarray, init_variables(model, 0))
+    losses = {"cross_entropy": 1.0, "dice": 1.0}
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, losses=losses, auxiliary_weight=0.0)
+    _, metrics = step(replicate(create_state(variables, tx), mesh), put_batch(batch, mesh))
+    logits = model.apply(variables, normalise(batch["images"], **SCALE), train=False)
+    due = total_loss(logits, batch["labels"].astype(np.int32), losses)
+    assert float(metrics["loss"]) == pytest.approx(float(due), rel=1e-6)
 
 
 def test_a_network_without_batch_norm_trains_and_is_scored():

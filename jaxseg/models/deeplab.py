@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxseg.errors import UserError
 from jaxseg.models.fcn import FCNHead
-from jaxseg.models.layers import ConvBN, SeparableConvBN, check_images, classifier, resize_bilinear
+from jaxseg.models.layers import ConvBN, FullSize, SeparableConvBN, check_images, classifier, resize_bilinear
 
 
 class ASPP(nn.Module):
@@ -102,8 +102,7 @@ class DeepLabV3(nn.Module):
             raise UserError(f"aux_feature is {self.aux_feature}, and depth {self.depth}: it must be less than that")
         features = self.backbone(images.astype(self.dtype), train=train, depth=self.depth)
 
-        def full_size(logits: jax.Array) -> jax.Array:
-            return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=self.align_corners)
+        full_size = FullSize(images.shape[1:3], align_corners=self.align_corners)
 
         if self.aux_head:
             head = FCNHead(self.num_classes, self.aux_dropout, self.dtype, name="auxiliary")
@@ -176,4 +175,4 @@ class DeepLabV3Plus(nn.Module):
             x = conv(name=f"fuse_{i + 1}" if i else "fuse")(x, train=train)
 
         logits = classifier(self.num_classes, self.dtype)(x)
-        return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=self.align_corners)
+        return FullSize(images.shape[1:3], align_corners=self.align_corners)(logits)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.errors import UserError
-from jaxseg.models.layers import Conv, ConvBN, ConvTranspose, check_images, classifier, max_pool, resize_bilinear
+from jaxseg.models.layers import Conv, ConvBN, ConvTranspose, FullSize, check_images, classifier, max_pool
 
 
 class FCNHead(nn.Module):
@@ -58,9 +58,11 @@ class FCN(nn.Module):
         if self.aux_head and not -len(features) <= self.aux_feature < len(features):
             raise UserError(f"aux_feature is {self.aux_feature}: the backbone has features 0 to {len(features) - 1}")
 
+        full_size = FullSize(images.shape[1:3], align_corners=self.align_corners)
+
         def head(feature: jax.Array, name: str) -> jax.Array:
             logits = FCNHead(self.num_classes, self.dropout, self.dtype, name=name)(feature, train=train)
-            return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=self.align_corners)
+            return full_size(logits)
 
         if self.aux_head:
             aux_logits = head(features[self.aux_feature], "auxiliary")

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
-from jaxseg.models.layers import Conv, batch_norm, check_images, classifier, resize_bilinear, resize_nearest
+from jaxseg.models.layers import Conv, FullSize, batch_norm, check_images, classifier, resize_bilinear, resize_nearest
 
 MERGES = {"add": sum, "cat": functools.partial(jnp.concatenate, axis=-1)}
 NORMS = {"group": None, "batch": None}
@@ -111,11 +111,11 @@ class FPN(nn.Module):
             merged.append(x)
         x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(merge(merged))
 
-        full_size = functools.partial(resize_bilinear, size=images.shape[1:3], align_corners=self.align_corners)
+        size = images.shape[1:3]
         if self.conv_head:
-            x = full_size(conv(name="fuse")(x, train=train))
+            x = resize_bilinear(conv(name="fuse")(x, train=train), size, align_corners=self.align_corners)
             return classifier(self.num_classes, self.dtype, kernel_size=3)(x).astype(jnp.float32)
-        return full_size(classifier(self.num_classes, self.dtype)(x).astype(jnp.float32))
+        return FullSize(size, align_corners=self.align_corners)(classifier(self.num_classes, self.dtype)(x))
 
     def _resize(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
         if self.upsampling == "nearest":

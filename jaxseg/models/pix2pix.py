@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.errors import UserError
-from jaxseg.models.layers import Conv, ConvTranspose, batch_norm, check_images, resize_bilinear
+from jaxseg.models.layers import Conv, ConvTranspose, FullSize, batch_norm, check_images, resize_bilinear
 
 # Section 6.2: weights are drawn from a Gaussian of mean 0 and standard deviation 0.02.
 init_002 = nn.initializers.normal(0.02)
@@ -91,7 +91,7 @@ class UNetPix2Pix(nn.Module):
             x = Up(features, 3, self.dtype, name=f"up_{i}")(x, skip.shape[1:3], train=train)
             x = jnp.concatenate([x, skip], -1)
         logits = enlarge(x, self.num_classes, 3, self.dtype, use_bias=True, name="classifier")
-        return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=False)
+        return FullSize(images.shape[1:3], align_corners=False)(logits)
 
 
 class PatchGAN(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxseg.errors import UserError
-from jaxseg.models.layers import Conv, ConvBN, adaptive_avg_pool, check_images, classifier, resize_bilinear
+from jaxseg.models.layers import Conv, ConvBN, FullSize, adaptive_avg_pool, check_images, classifier, resize_bilinear
 
 # The paper's form, as fields.
 PAPER = {"depth": 5, "kernel_sizes": (3, 1), "norm_one_window": True, "dropout": 0.1, "aux_head": True}
@@ -108,9 +108,10 @@ class PSPNet(nn.Module):
         x = PyramidPooling(self.bins, self.norm_one_window, self.dtype, name="pyramid")(features[-1], train=train)
         head = PSPHead(self.num_classes, self.features, self.kernel_sizes, self.dropout, self.dtype, name="head")
         logits = head(x, train=train)
+        full_size = FullSize(images.shape[1:3], align_corners=True)
         if self.aux_head:
             head = PSPHead(self.num_classes, 256, (3, 1), 0.1, self.dtype, name="auxiliary")
-            aux_logits = head(features[3], train=train).astype(jnp.float32)
+            aux_logits = head(features[3], train=train)
             if not self.is_initializing():
-                self.sow("aux", "logits", resize_bilinear(aux_logits, images.shape[1:3], align_corners=True))
-        return resize_bilinear(logits.astype(jnp.float32), images.shape[1:3], align_corners=True)
+                self.sow("aux", "logits", full_size(aux_logits))
+        return full_size(logits)

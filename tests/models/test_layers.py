@@ -33,6 +33,7 @@ from jaxseg.models.layers import (
     resize_bilinear,
     resize_nearest,
     uneven_padding,
+    winograd,
 )
 
 
@@ -74,6 +75,12 @@ def values_and_gradients(f, x, kernel):
 # -------------------------------------------------------------------------------------------------- dense convolution
 
 
+def dense_plain(x, kernel, stride, padding, dilation):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride,) * 2, padding, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "features", "kernel_size", "stride", "dilation", "block"),
     [
@@ -91,6 +98,9 @@ def values_and_gradients(f, x, kernel):
         ((2, 11, 6, 4), 3, 3, 1, 1, 4 * 8 * 27 * 8),  # blocks of four rows: the last has one
         ((2, 12, 9, 3), 2, 5, 1, 1, 1),  # a row is more than a block
         ((2, 9, 8, 2), 1, 2, 1, 1, 2**20),
+        # of numbers of channels that zeros are added to
+        ((1, 7, 6, 21), 18, 3, 1, 1, 2**20),
+        ((1, 7, 6, 40), 19, 3, 2, 1, 2**20),
     ],
 )
 @pytest.mark.parametrize("padding", ["same", ((0, 1), (2, 0))])
@@ -104,14 +114,56 @@ def test_dense_convolution_has_the_gradients_of_xlas(
     x = normal(*shape, dtype=np.float64)
     kernel = normal(kernel_size, kernel_size, shape[-1], features, seed=1, dtype=np.float64)
 
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride,) * 2, padding, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
     ours = values_and_gradients(lambda x, kernel: dense_conv(x, kernel, stride, padding, dilation), x, kernel)
-    for a, b in zip(ours, values_and_gradients(plain, x, kernel), strict=True):
+    plain = values_and_gradients(lambda x, kernel: dense_plain(x, kernel, stride, padding, dilation), x, kernel)
+    for a, b in zip(ours, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "dilation", "padding"),
+    [
+        ((8, 6), 1, ((1, 1), (1, 1))),
+        ((7, 9), 1, ((0, 2), (1, 0))),
+        ((5, 6), 1, ((3, 3), (1, 1))),  # more than a kernel's reach: the gradient for x leaves pixels out
+        ((13, 16), 2, ((2, 2), (2, 2))),
+        ((9, 10), 3, ((3, 2), (0, 1))),
+    ],
+)
+def test_few_multiplications_give_the_same_convolution(size, dilation, padding, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(winograd, "pays", lambda *a: True)
+    x = normal(2, *size, 3, dtype=np.float64)
+    kernel = normal(3, 3, 3, 2, seed=1, dtype=np.float64)
+    ours = values_and_gradients(lambda x, kernel: dense_conv(x, kernel, 1, padding, dilation), x, kernel)
+    plain = values_and_gradients(lambda x, kernel: dense_plain(x, kernel, 1, padding, dilation), x, kernel)
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "settings", "dtype", "pays"),
+    [
+        ((4, 32, 32, 256), 256, {}, jnp.float32, True),
+        ((4, 32, 32, 512), 512, {"padding": ((4, 4), (4, 4)), "dilation": 4}, jnp.float32, True),
+        ((4, 32, 32, 256), 256, {}, jnp.bfloat16, False),
+        ((4, 32, 32, 256), 256, {"stride": 2}, jnp.float32, False),
+        ((4, 32, 32, 64), 64, {}, jnp.float32, False),  # the sums cost more than the products save
+        ((4, 4, 4, 512), 512, {}, jnp.float32, False),  # the kernel's sums alone do
+        ((4, 9, 9, 256), 256, {"padding": ((8, 8), (8, 8)), "dilation": 8}, jnp.float32, False),  # half-empty tiles
+    ],
+)
+def test_few_multiplications_are_taken_where_they_pay(shape, features, settings, dtype, pays, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x, kernel = (jax.ShapeDtypeStruct(s, dtype) for s in (shape, (3, 3, shape[-1], features)))
+    settings = {"padding": ((1, 1), (1, 1))} | settings
+
+    def both(x, kernel):
+        y, vjp = jax.vjp(lambda x, kernel: dense_conv(x, kernel, **settings), x, kernel)
+        return y, *vjp(y)
+
+    program = jax.jit(both).trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+    assert ("stablehlo.convolution" not in program) == pays
 
 
 @pytest.mark.parametrize("features", [2, 4])

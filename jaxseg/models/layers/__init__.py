@@ -22,7 +22,7 @@ from jaxseg.models.layers.conv import (
 from jaxseg.models.layers.dense import dense_conv, dense_conv_transpose, pointwise_conv
 from jaxseg.models.layers.depthwise import depthwise_conv
 from jaxseg.models.layers.pool import adaptive_avg_pool, max_pool, max_pool_with_places, max_unpool
-from jaxseg.models.layers.resize import resize_bilinear, resize_nearest
+from jaxseg.models.layers.resize import FullSize, resize_bilinear, resize_nearest
 
 __all__ = [
     "Activation",
@@ -31,6 +31,7 @@ __all__ = [
     "ConvTranspose",
     "DepthwiseConv",
     "DepthwiseConvBN",
+    "FullSize",
     "Padding",
     "SeparableConvBN",
     "adaptive_avg_pool",

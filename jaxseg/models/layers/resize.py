@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 
 def _neighbours(in_size: int, out_size: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,6 +55,7 @@ def _bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.A
 
 
 def _bilinear_forward(x, size, align_corners):
+    # An array of no pixels tells the shape.
     return _bilinear(x, size, align_corners), jnp.zeros((0, *x.shape[1:]), x.dtype)
 
 
@@ -107,3 +109,20 @@ def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     )
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     return product("bhqc,ph->bpqc", product("bhwc,qw->bhqc", x, columns), rows)
+
+
+class FullSize(nn.Module):
+    """The last of a network: `[B, h, w, C]` logits as float32 at the size of the images, `[B, H, W, C]`.
+
+    A module, so that a training step can take the logits before it, see `jaxseg.step`.
+
+    Fields:
+      size: (H, W) of the images.
+      align_corners: see `resize_bilinear`.
+    """
+
+    size: tuple[int, int]
+    align_corners: bool
+
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        return resize_bilinear(logits.astype(jnp.float32), self.size, align_corners=self.align_corners)
