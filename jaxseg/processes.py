@@ -1,0 +1,397 @@
+"""The processes of one run: who takes part, that they agree, and who has gone.
+
+JAX's distributed runtime moves the numbers. Where a process is missing or started otherwise it waits and then aborts
+with pages that do not say which, so all processes meet here before it starts, `meet`, and tell each other that they
+live until the run ends, `Group`. Process 0 hears and answers; a message is a line of JSON over TCP.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxseg.errors import UserError
+from jaxseg.process import Interrupted
+
+BEAT = 1.0  # seconds between two signs of life
+SILENT = 10.0  # seconds without one, and it is said who is waited for
+PATIENCE = 5.0  # seconds that an error waits for a better one: who is gone
+TOKEN = ".processes"  # in the workdir while they meet: who reads it sees the same folder
+
+Facts = Mapping[str, Mapping[str, Any]]
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which process of how many this is, and where process 0 is met."""
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def place_from_flags(coordinator: str, num_processes: int, process_id: int) -> Place | None:
+    """The place that the three flags name; None for one process, or where none of them is given ('', 0 and -1).
+
+    Raises:
+      UserError: some are given and others not, or they contradict each other.
+    """
+    given = {"--coordinator": bool(coordinator), "--num_processes": num_processes > 0, "--process_id": process_id >= 0}
+    missing = [flag for flag, there in given.items() if not there]
+    if len(missing) == 3 or (num_processes == 1 and process_id <= 0):
+        return None
+    if missing:
+        raise UserError(f"{' and '.join(missing)} must be given too: several processes need all of {', '.join(given)}")
+    if process_id >= num_processes:
+        raise UserError(f"--process_id={process_id} is beyond --num_processes={num_processes}: count from 0")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={coordinator} is no HOST:PORT, such as node1:1234")
+    return Place(coordinator, num_processes, process_id)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+class _Line:
+    """A connection that lines of JSON come and go over."""
+
+    def __init__(self, connection: socket.socket):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket, self._rest, self._lock = connection, b"", threading.Lock()
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, **message: Any) -> bool:
+        """Whether it went out; the other side may be gone."""
+        try:
+            with self._lock:
+                self.socket.sendall(json.dumps(message).encode() + b"\n")
+            return True
+        except OSError:
+            return False
+
+    def receive(self, timeout: float) -> list[dict[str, Any]] | None:
+        """What came within `timeout` seconds, [] for nothing; None once the other side has ended.
+
+        Raises:
+          ValueError: something came that is no JSON.
+        """
+        try:
+            if not select.select([self], [], [], timeout)[0]:
+                return []
+            data = self.socket.recv(2**16)
+        except OSError:
+            return None
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def one(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; None where none came or the other side has ended."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            messages = self.receive(left)
+            if messages is None:
+                return None
+            if messages:
+                return messages[0]
+        return None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+# -------------------------------------------------------------------------------------------------------------- meeting
+
+
+def meet(place: Place, facts: Facts, workdir: str | os.PathLike, timeout: float) -> "Group":
+    """Returns once all processes are there and agree.
+
+    Args:
+      facts: of this process, by what they are about, such as `{'config': {'train.seed': 0}}`; all must have the same.
+      workdir: a folder that all processes share.
+      timeout: seconds that they have to come.
+
+    Raises:
+      UserError: a process did not come, was started with another count or a number that is taken, has other facts or
+        another workdir, or process 0 can't be reached. All processes that came raise the same one.
+    """
+    own = {"id": place.process_id, "of": place.num_processes, "host": socket.gethostname(), "pid": os.getpid()}
+    own["facts"] = {about: {key: str(value) for key, value in values.items()} for about, values in facts.items()}
+    if place.process_id == 0:
+        return _receive_all(place, own, pathlib.Path(workdir), timeout)
+    return _go_to(place, own, pathlib.Path(workdir), timeout)
+
+
+def _receive_all(place: Place, own: dict[str, Any], workdir: pathlib.Path, timeout: float) -> "Group":
+    deadline = time.monotonic() + timeout
+    members, lines = {0: own}, {}
+    with contextlib.ExitStack() as stack:
+        own["token"] = stack.enter_context(_token(workdir))
+        listener = stack.enter_context(_listen(place))
+        try:
+            while len(members) < place.num_processes:
+                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    line = _Line(listener.accept()[0])
+                except TimeoutError:
+                    raise UserError(_missing(place, members, timeout)) from None
+                lines[line] = None
+                try:
+                    hello = line.one(min(30.0, max(0.01, deadline - time.monotonic())))
+                except ValueError:
+                    hello = None
+                if hello is None:  # somebody else who tried this port
+                    del lines[line]
+                    line.close()
+                    continue
+                if fault := _fault(hello, members):
+                    raise UserError(fault)
+                members[hello["id"]], lines[line] = hello, hello["id"]
+        except UserError as error:
+            for line in lines:
+                line.send(error=str(error))
+                line.close()
+            raise
+    names = [_name(members[i]) for i in range(place.num_processes)]
+    jax = f"{place.coordinator.rpartition(':')[0]}:{free_port()}"
+    for line in lines:
+        line.send(names=names, jax=jax)
+    return Group(place, names, jax, {number: line for line, number in lines.items()})
+
+
+def _go_to(place: Place, own: dict[str, Any], workdir: pathlib.Path, timeout: float) -> "Group":
+    deadline, fault = time.monotonic() + timeout, None
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UserError(
+                f"process {place.process_id} could not reach process 0 at --coordinator={place.coordinator} in "
+                f"{timeout:.0f} s ({fault}): is it started, on that machine, and is the port open?"
+            )
+        try:
+            line = _Line(socket.create_connection(place.address, timeout=left))
+            break
+        except OSError as error:
+            fault = error.strerror or str(error)
+            time.sleep(min(0.2, left))
+    line.socket.settimeout(None)
+    line.send(**own, token=_read_token(workdir))
+    # Process 0 may wait for others for as long as it was given.
+    answer = line.one(timeout + 30.0)
+    if answer is None:
+        line.close()
+        raise UserError(f"process 0 at {place.coordinator} ended before all processes were there: see what it said")
+    if "error" in answer:
+        line.close()
+        raise UserError(answer["error"])
+    return Group(place, answer["names"], answer["jax"], {0: line})
+
+
+@contextlib.contextmanager
+def _token(workdir: pathlib.Path):
+    path, token = workdir / TOKEN, secrets.token_hex(8)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(token, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} can't be written to: {error.strerror}") from error
+    try:
+        yield token
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _read_token(workdir: pathlib.Path) -> str:
+    # A folder over the network may show a new file seconds late.
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            if token := (workdir / TOKEN).read_text(encoding="utf-8"):
+                return token
+        time.sleep(0.1)
+    return ""
+
+
+def _listen(place: Place) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("", place.address[1]))
+    except OSError as error:
+        listener.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"can't be listened on ({error.strerror})"
+        raise UserError(
+            f"--coordinator={place.coordinator}: port {place.address[1]} {reason} on {socket.gethostname()}; "
+            f"take another for all processes, {free_port()} is free"
+        ) from error
+    listener.listen(place.num_processes)
+    return listener
+
+
+def _missing(place: Place, members: Mapping[int, Any], timeout: float) -> str:
+    missing = [str(i) for i in range(place.num_processes) if i not in members]
+    return (
+        f"process{'es' if len(missing) > 1 else ''} {', '.join(missing)} of {place.num_processes} did not come within "
+        f"{timeout:.0f} s: start all with --coordinator={place.coordinator} --num_processes={place.num_processes} "
+        "and a --process_id of their own"
+    )
+
+
+def _fault(hello: Mapping[str, Any], members: Mapping[int, Mapping[str, Any]]) -> str:
+    """What is wrong with a process that has come, '' for nothing."""
+    first, number = members[0], hello["id"]
+    if hello["of"] != first["of"]:
+        return (
+            f"{_name(hello)} was started with --num_processes={hello['of']} and {_name(first)} with {first['of']}: "
+            "give all the same"
+        )
+    if number in members:
+        return f"there are two processes with --process_id={number}: {_name(members[number])} and {_name(hello)}"
+    if hello["token"] != first["token"]:
+        return (
+            f"{_name(hello)} does not see what {_name(first)} writes to the workdir: give all processes one folder "
+            "that they share, with --workdir"
+        )
+    for about, values in first["facts"].items():
+        theirs = hello["facts"].get(about, {})
+        different = [key for key in sorted({*values, *theirs}) if values.get(key) != theirs.get(key)]
+        if different:
+            pairs = ((key, theirs.get(key, "not set"), values.get(key, "not set")) for key in different[:3])
+            each = (f"{key} is {there} and not {here}" for key, there, here in pairs)
+            more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
+            return f"{_name(hello)} differs from {_name(first)} in its {about}: {', '.join(each)}{more}"
+    return ""
+
+
+def _name(member: Mapping[str, Any]) -> str:
+    return f"process {member['id']} ({member['host']}, pid {member['pid']})"
+
+
+# ------------------------------------------------------------------------------------------------------ while they work
+
+
+class Group:
+    """All processes of a run, once they have met; a context manager that watches them.
+
+    A thread tells the others every second that this process lives. Who is silent is named; who ends without a word, or
+    is silent for too long, ends the run: every process says who it was and exits with status 1, at once, for a thread
+    that waits for numbers of a process that is no more can't be woken.
+
+    Attributes:
+      names: of all processes, by number.
+      jax_address: HOST:PORT for `jax.distributed.initialize`.
+    """
+
+    def __init__(self, place: Place, names: list[str], jax_address: str, lines: dict[int, _Line]):
+        self.place, self.names, self.jax_address = place, names, jax_address
+        self._lines, self._heard = lines, dict.fromkeys(lines, time.monotonic())
+        self._waiting: set[int] = set()
+        self._ended = threading.Event()
+
+    def watch(self, say: Say, silence: float, end: Callable[[str], None] | None = None) -> "Group":
+        """Begins to; `say` is called with what is to be told, and `end` with why the run ends.
+
+        Args:
+          silence: seconds after which a process that is silent is given up.
+        """
+        self._say, self._silence, self._end = say, silence, end or _end
+        self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
+        self._thread.start()
+        return self
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Says goodbye, or why not."""
+        if error is not None and not isinstance(error, UserError | Interrupted):
+            # Perhaps for numbers that a process owed which is no more: the watch finds out which, and ends this one.
+            self._thread.join(PATIENCE)
+        self._ended.set()
+        orderly = error is None or isinstance(error, Interrupted)
+        for line in list(self._lines.values()):
+            line.send(**({"bye": True} if orderly else {"failed": f"{kind.__name__}: {error}"}))
+        self._thread.join(5 * BEAT)
+        for line in self._lines.values():
+            line.close()
+
+    def _run(self) -> None:
+        beat = 0.0
+        while not self._ended.is_set():
+            now = time.monotonic()
+            if now - beat >= BEAT:
+                beat = now
+                for line in self._lines.values():
+                    line.send(alive=True)
+            lost = self._hear() or self._count_silence()
+            if lost and not self._ended.is_set():
+                for line in self._lines.values():
+                    line.send(lost=lost)
+                self._end(lost)
+                return
+
+    def _hear(self) -> str:
+        """Reads what has come; who was lost, if anybody."""
+        if not self._lines:
+            time.sleep(BEAT)
+            return ""
+        for line in select.select(list(self._lines.values()), [], [], BEAT / 2)[0]:
+            number = next(number for number, each in self._lines.items() if each is line)
+            messages = line.receive(0)
+            if messages is None:
+                return f"{self.names[number]} ended without a word: it was killed, or its machine is gone"
+            self._heard[number] = time.monotonic()
+            for message in messages:
+                if "lost" in message:
+                    return message["lost"]
+                if "failed" in message:
+                    return f"{self.names[number]} failed: {message['failed']}"
+                if "bye" in message:
+                    del self._lines[number]
+        return ""
+
+    def _count_silence(self) -> str:
+        for number in self._lines:
+            name, seconds = self.names[number], time.monotonic() - self._heard[number]
+            if seconds > self._silence:
+                return f"{name} was silent for {seconds:.0f} s"
+            # Of a process 0 that is silent one of the others tells.
+            if self.place.process_id > (number == 0):
+                continue
+            if seconds > SILENT and number not in self._waiting:
+                self._waiting.add(number)
+                self._say(f"waiting for {name}: silent for {seconds:.0f} s, given up after {self._silence:.0f}")
+            elif seconds < SILENT and number in self._waiting:
+                self._waiting.discard(number)
+                self._say(f"{name} is back")
+        return ""
+
+
+def _end(why: str) -> None:
+    print(f"error: {why}; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
+    os._exit(1)

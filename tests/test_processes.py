@@ -1,0 +1,228 @@
+"""Processes that meet, agree and watch each other: real ones, over real sockets, without JAX."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxseg import processes
+from jaxseg.errors import UserError
+from jaxseg.processes import Place, free_port, place_from_flags
+
+PROCESS = """
+import json, sys, time
+from jaxseg import processes
+from jaxseg.errors import UserError
+
+given = json.loads(sys.argv[1])
+processes.BEAT, processes.SILENT = 0.2, 2.0
+try:
+    group = processes.meet(processes.Place(*given["place"]), given["facts"], given["workdir"], given["timeout"])
+except UserError as error:
+    sys.exit(f"error: {error}")
+print("met", group.names, group.jax_address, flush=True)
+with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
+    time.sleep(given["seconds"])
+    if given["fails"]:
+        raise RuntimeError("out of luck")
+print("left", flush=True)
+"""
+
+
+def start(process_id: int, num_processes: int, port: int, workdir, **given) -> subprocess.Popen:
+    defaults = {"facts": {}, "timeout": 20.0, "silence": 60.0, "seconds": 0.5, "fails": False}
+    place = (f"localhost:{port}", num_processes, process_id)
+    given = {**defaults, "place": place, "workdir": str(workdir), **given}
+    command = [sys.executable, "-c", PROCESS, json.dumps(given)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+def ends(*started: subprocess.Popen) -> list[tuple[int, str, str]]:
+    """Status, output and the last line of the errors of each."""
+    results = []
+    for process in started:
+        out, err = process.communicate(timeout=30)
+        results.append((process.returncode, out, err.strip().splitlines()[-1] if err.strip() else ""))
+    return results
+
+
+def until(process: subprocess.Popen, word: str) -> str:
+    for line in process.stdout:
+        if word in line:
+            return line
+    raise AssertionError(f"it ended without '{word}': {process.stderr.read()}")
+
+
+# -------------------------------------------------------------------------------------------------------------- flags
+
+
+def test_a_place_is_three_flags_and_none_is_one_process():
+    assert place_from_flags("node1:1234", 4, 3) == Place("node1:1234", 4, 3)
+    assert Place("[::1]:1234", 2, 0).address == ("::1", 1234)
+    assert place_from_flags("", 0, -1) is None
+    assert place_from_flags("node1:1234", 1, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("node1:1234", 0, 2), "--num_processes must be given too"),
+        (("", 2, -1), "--coordinator and --process_id must be given too"),
+        (("node1:1234", 2, 2), "--process_id=2 is beyond --num_processes=2: count from 0"),
+        (("node1", 2, 0), "--coordinator=node1 is no HOST:PORT"),
+        (("node1:99999", 2, 0), "--coordinator=node1:99999 is no HOST:PORT"),
+    ],
+)
+def test_flags_that_make_no_place_are_named(flags, words):
+    with pytest.raises(UserError, match=words):
+        place_from_flags(*flags)
+
+
+# ------------------------------------------------------------------------------------------------------------- meeting
+
+
+def test_processes_meet_and_leave(tmp_path):
+    port = free_port()
+    facts = {"config": {"train.seed": 0}}
+    results = ends(*(start(i, 3, port, tmp_path / "run", facts=facts) for i in (2, 0, 1)))
+    assert [status for status, _, _ in results] == [0, 0, 0]
+    first = [out.splitlines()[0] for _, out, _ in results]
+    assert len(set(first)) == 1
+    assert [f"process {i} ({socket.gethostname()}, pid" in first[0] for i in range(3)] == [True] * 3
+    assert all(out.endswith("left\n") for _, out, _ in results)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_process_that_does_not_come_is_named_by_all(tmp_path):
+    port = free_port()
+    for status, _, error in ends(*(start(i, 4, port, tmp_path, timeout=2.0) for i in (0, 2))):
+        assert status == 1
+        assert "error: processes 1, 3 of 4 did not come within 2 s" in error
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"num_processes": 3}, "was started with --num_processes=3 and process 0"),
+        ({"process_id": 0}, "port {port} is in use"),
+        (
+            {"facts": {"config": {"train.seed": 1, "data.name": "voc"}}},
+            "differs from process 0 .* in its config: train.seed",
+        ),
+        ({"workdir": "elsewhere"}, "does not see what process 0 .* writes to the workdir"),
+    ],
+)
+def test_a_process_that_was_started_otherwise_is_named_by_all(second, words, tmp_path):
+    port = free_port()
+    facts = {"config": {"train.seed": 0, "data.name": "voc"}}
+    first = start(0, 2, port, tmp_path, facts=facts, timeout=8.0)
+    time.sleep(0.5)
+    if "workdir" in second:
+        second["workdir"] = tmp_path / second["workdir"]
+    other = start(**{"process_id": 1, "num_processes": 2, "port": port, "workdir": tmp_path, "facts": facts} | second)
+    results = ends(first, other)
+    assert [status for status, _, _ in results] == [1, 1]
+    if "process_id" in second:  # it can't reach the other, which has the port
+        assert re.search(words.format(port=port), results[1][2])
+        assert "process 1 of 2 did not come" not in results[1][2]
+    else:
+        assert all(re.search(words, error) for _, _, error in results)
+
+
+def test_two_processes_of_one_number_are_named(tmp_path):
+    port = free_port()
+    for status, _, error in ends(*(start(i, 3, port, tmp_path) for i in (0, 1, 1))):
+        assert status == 1
+        assert "there are two processes with --process_id=1: process 1" in error
+
+
+def test_a_process_0_that_is_not_there_is_named_with_its_address(tmp_path):
+    port = free_port()
+    ((status, _, error),) = ends(start(1, 2, port, tmp_path, timeout=1.0))
+    assert status == 1
+    assert f"process 1 could not reach process 0 at --coordinator=localhost:{port} in 1 s (Connection refused)" in error
+
+
+def test_strangers_at_the_port_are_passed_over(tmp_path):
+    port = free_port()
+    first = start(0, 2, port, tmp_path)
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b""):
+        for _ in range(100):
+            try:
+                with socket.create_connection(("localhost", port)) as stranger:
+                    stranger.sendall(words)
+                break
+            except OSError:
+                time.sleep(0.05)
+    assert [status for status, _, _ in ends(first, start(1, 2, port, tmp_path))] == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------ while they work
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_process_that_is_killed_is_named_by_all_others(victim, tmp_path):
+    port = free_port()
+    started = [start(i, 3, port, tmp_path, seconds=25.0) for i in range(3)]
+    for process in started:
+        until(process, "met")
+    killed = time.monotonic()
+    started[victim].kill()
+    results = ends(*started)
+    assert time.monotonic() - killed < 10
+    for i, (status, _, error) in enumerate(results):
+        if i != victim:
+            assert status == 1
+            assert error.startswith(f"error: process {victim} (")
+            assert "ended without a word" in error
+
+
+def test_an_error_of_one_ends_all_with_its_words(tmp_path):
+    port = free_port()
+    started = [start(i, 3, port, tmp_path, seconds=0.5 if i == 2 else 25.0, fails=i == 2) for i in range(3)]
+    results = ends(*started)
+    assert [status for status, _, _ in results] == [1, 1, 1]
+    for _, _, error in results[:2]:
+        assert error.startswith("error: process 2 (")
+        assert "failed: RuntimeError: out of luck" in error
+
+
+@pytest.mark.parametrize(("stopped", "teller"), [(1, 0), (0, 1)])
+def test_a_process_that_is_stopped_is_waited_for_by_name(stopped, teller, tmp_path):
+    port = free_port()
+    started = [start(i, 3, port, tmp_path, seconds=10.0) for i in range(3)]
+    for process in started:
+        until(process, "met")
+    started[stopped].send_signal(signal.SIGSTOP)
+    assert f"waiting for process {stopped} (" in until(started[teller], "say")
+    started[stopped].send_signal(signal.SIGCONT)
+    assert f"process {stopped} (" in until(started[teller], "is back")
+    assert [status for status, _, _ in ends(*started)] == [0, 0, 0]
+
+
+def test_a_process_that_stays_silent_is_given_up(tmp_path):
+    port = free_port()
+    started = [start(i, 2, port, tmp_path, seconds=25.0, silence=3.0) for i in range(2)]
+    for process in started:
+        until(process, "met")
+    started[1].send_signal(signal.SIGSTOP)
+    ((status, _, error),) = ends(started[0])
+    assert status == 1
+    assert "error: process 1 (" in error and "was silent for 3 s" in error
+    started[1].send_signal(signal.SIGCONT)
+    ((status, _, error),) = ends(started[1])
+    assert status == 1
+
+
+def test_the_token_in_the_workdir_goes_whatever_happens(tmp_path):
+    with pytest.raises(UserError, match="did not come"):
+        processes.meet(Place(f"localhost:{free_port()}", 2, 0), {}, tmp_path, 0.2)
+    assert list(pathlib.Path(tmp_path).iterdir()) == []
