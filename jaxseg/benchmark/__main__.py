@@ -97,7 +97,10 @@ def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
         f"{what['model']} on {what['backbone']}, {what['batch']} x {what['size']}x{what['size']}, {what['dtype']}, "
         f"{arguments.mode}; {machine()}"
     )
-    ours, program = (networks.training if train else networks.inference)(model, batch)
+    if train:
+        ours, program = networks.training(model, batch, what.get("remat", False))
+    else:
+        ours, program = networks.inference(model, batch)
     contenders, block = [ours], 1 if latency else None
     if arguments.against:
         theirs = peers.fastest(
@@ -180,6 +183,7 @@ def _network_of_config(arguments: argparse.Namespace) -> tuple[dict[str, Any], A
         "size": config.data.crop_size,
         "batch": arguments.batch or (1 if arguments.mode == "latency" else config.data.batch_size),
         "dtype": config.model.dtype,
+        "remat": config.train.remat,
     }
     return what, configs.build_model(config, classes)
 

@@ -27,13 +27,18 @@ def random_batch(batch_size: int, size: tuple[int, int], num_classes: int) -> di
     return {"images": rng.integers(0, 256, (batch_size, *size, 3)).astype(np.uint8), "labels": labels}
 
 
-def training(model: nn.Module, batch: dict[str, np.ndarray]) -> tuple[Contender, Callable[[], Any]]:
-    """The training step with Adam and cross entropy, as `jaxseg.main` takes it, and the compiled program's text."""
+def training(
+    model: nn.Module, batch: dict[str, np.ndarray], remat: bool = False
+) -> tuple[Contender, Callable[[], Any]]:
+    """The training step with Adam and cross entropy, as `jaxseg.main` takes it, and the compiled program's text.
+
+    `remat` is that of `create_train_step`.
+    """
     mesh = create_mesh(jax.devices()[:1])
     tx = optax.adam(LEARNING_RATE)
     state = replicate(create_state(init_variables(model, 0), tx), mesh)
     step = create_train_step(
-        model, tx, mesh, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, auxiliary_weight=AUXILIARY_WEIGHT
+        model, tx, mesh, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, auxiliary_weight=AUXILIARY_WEIGHT, remat=remat
     )
     on_device = put_batch(batch, mesh)
 
