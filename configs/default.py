@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     train.patience = 0  # evaluations without a better score after which the run ends; 0: never
     train.accumulate = 1  # slices that a batch goes through the network in, to take less memory
     train.remat = False  # whether blocks of the network are computed twice, for less memory on a GPU
+    train.fsdp = False  # whether the devices share weights and optimizer state, each its part of them
     train.ema_decay = 0.0  # of moving averages of the weights, scored and saved in their place; 0: none
     train.seed = 0  # of weights, order, augmentation and dropout
 

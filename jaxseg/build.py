@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import checkpoint, resident
@@ -29,7 +28,7 @@ from jaxseg.published import DEFINITIONS
 from jaxseg.refine import create_refine_state, create_refine_step, discriminator_optimizer
 from jaxseg.score import build_eval_step
 from jaxseg.state import abstract_variables, create_state, init_variables
-from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate
+from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_state
 
 LOWER_IS_BETTER = "loss"  # of all scores that `train.best` may name, the one to be minimised
 
@@ -103,11 +102,13 @@ def create_steps(
             accumulate=config.train.accumulate,
             remat=config.train.remat,
             ema_decay=config.train.ema_decay,
+            fsdp=config.train.fsdp,
         )
-    whole = NamedSharding(mesh, P())
-    note = jax.jit(functools.partial(note_evaluation, optim), out_shardings=whole)
+    state = split_state(state, mesh) if config.train.fsdp else replicate(state, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, state.opt_state)
+    note = jax.jit(functools.partial(note_evaluation, optim), out_shardings=placed)
     return Steps(
-        state=replicate(state, mesh),
+        state=state,
         train=train_step,
         evaluate=build_eval_step(config, model, mesh, info),
         learning_rate=lambda state: learning_rate(schedule, state.opt_state, int(state.step) - 1),

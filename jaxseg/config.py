@@ -35,6 +35,7 @@ MAY_DIFFER = (
     "train.log_every",
     "data.eval_batch_size",
     "data.workers",
+    "train.fsdp",
     "eval.boundary_tolerance",
     "eval.published",
 )
@@ -98,6 +99,7 @@ WHEN_REFINING = {
     "optim.freeze_backbone": False,
     "train.accumulate": 1,
     "train.remat": False,
+    "train.fsdp": False,
     "train.ema_decay": 0.0,
 }
 

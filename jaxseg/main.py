@@ -1,5 +1,7 @@
 """The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
 
+import contextlib
+import functools
 import inspect
 import itertools
 import logging as stdlib_logging
@@ -14,6 +16,7 @@ from ml_collections import config_flags
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
 from jaxseg.process import Interrupted, one_line_errors, use_compile_cache, use_huge_pages
+from jaxseg.processes import Facts, Group, Place, code_facts, detect_place, place_from_flags, together
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -33,6 +36,18 @@ MODE = flags.DEFINE_enum(
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
 SPLIT = flags.DEFINE_string("split", "", "With --mode=eval: the split to score; by default the data set's own choice.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "With several processes: HOST:PORT of process 0, the same for all. SLURM, Open MPI, Kubernetes and TPU pods tell "
+    "this and the two below by themselves.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "With several processes: how many.")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "With several processes: which one this is, from 0.")
+START_TIMEOUT = flags.DEFINE_float("start_timeout", 50.0, "With several processes: seconds that all have to come.")
+SILENCE_TIMEOUT = flags.DEFINE_float(
+    "silence_timeout", 120.0, "With several processes: seconds that one may be silent before the run ends."
+)
 SWEEP = flags.DEFINE_multi_string(
     "sweep",
     [],
@@ -124,20 +139,42 @@ def run(_) -> None:
             from jaxseg.score import eval_run
 
             use_compile_cache()
-            eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
+            facts = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, **overrides}
+            with _group(workdir, {"flags": facts}):
+                eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         elif SWEEP.value:
             from jaxseg.sweep import sweep
 
+            if _place():
+                raise UserError("--sweep starts one run after another on one machine: leave it, or the processes, out")
             given = [f"--config.{field}={value}" for field, value in overrides.items()]
             sweep(CONFIG.value, SWEEP.value, workdir, [f"--config={config_file}", *given])
         else:
+            from jaxseg.config import flatten
             from jaxseg.train import train
 
             use_compile_cache()
-            train(CONFIG.value, workdir)
+            with _group(workdir, {"config": flatten(CONFIG.value)}) as group:
+                train(CONFIG.value, workdir, group=group)
     except Interrupted as signal:
         # What shells give for a process that a signal ended.
         sys.exit(128 + signal.number)
+
+
+def _place() -> Place | None:
+    place = place_from_flags(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    # Where the flags name one process, no more is looked for.
+    return place or (None if NUM_PROCESSES.value else detect_place())
+
+
+def _group(workdir: str, facts: Facts) -> contextlib.AbstractContextManager[Group | None]:
+    """All processes of the command, once they have met; None within it where there is but one."""
+    place = _place()
+    if place is None:
+        return contextlib.nullcontext()
+    timeouts = {"start_timeout": START_TIMEOUT.value, "silence": SILENCE_TIMEOUT.value}
+    facts = {"code": code_facts(), "mode": {"mode": MODE.value}, **facts}
+    return together(place, facts, workdir, **timeouts, say=functools.partial(print, flush=True))
 
 
 def main() -> None:

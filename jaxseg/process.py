@@ -5,7 +5,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jaxseg.errors import UserError
 
@@ -61,8 +61,8 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C are appended to instead of ending the process; a second one ends it at once."""
+def catch_signals() -> Iterator[Callable[[], int]]:
+    """A function that tells which of SIGTERM and Ctrl-C came, 0 for none; a second one ends the process at once."""
     caught: list[int] = []
     before = {}
 
@@ -74,7 +74,7 @@ def catch_signals() -> Iterator[list[int]]:
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, note)
     try:
-        yield caught
+        yield lambda: caught[0] if caught else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,21 +8,30 @@ live until the run ends, `Group`. Process 0 hears and answers; a message is a li
 import contextlib
 import dataclasses
 import errno
+import hashlib
+import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
+import platform
+import queue
 import secrets
 import select
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
 
+MISTAKE, FAULT = 1, 75  # exit statuses: of what starting again does not mend, and of what it may (EX_TEMPFAIL)
+GONE = 30.0  # seconds in which a machine does not take in what is sent to it, even for a process that is stopped
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 10.0  # seconds without one, and it is said who is waited for
 PATIENCE = 5.0  # seconds that an error waits for a better one: who is gone
@@ -66,6 +75,32 @@ def place_from_flags(coordinator: str, num_processes: int, process_id: int) -> P
     return Place(coordinator, num_processes, process_id)
 
 
+def detect_place() -> Place | None:
+    """The place that SLURM, Open MPI, Kubernetes or a TPU pod gave this process, as JAX reads it; None for one process.
+
+    Raises:
+      UserError: there is such a place, and it can't be read.
+    """
+    # What `jax.distributed.initialize` asks too; it has no public name, and that waits until all are there.
+    from jax._src.clusters import ClusterEnv
+
+    for cluster in ClusterEnv._cluster_types:
+        if cluster.opt_in_only_method or not cluster.is_env_present():
+            continue
+        try:
+            num_processes, process_id = cluster.get_process_count(), cluster.get_process_id()
+            if num_processes == 1:
+                return None
+            port = os.environ.get("JAX_COORDINATOR_PORT")
+            return Place(cluster.get_coordinator_address(60, port), num_processes, process_id)
+        except Exception as error:
+            raise UserError(
+                f"this seems to be a process of {cluster.__name__}, but its place can't be read ({error}): give "
+                "--coordinator, --num_processes and --process_id"
+            ) from error
+    return None
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -78,6 +113,8 @@ class _Line:
 
     def __init__(self, connection: socket.socket):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * GONE))
         self.socket, self._rest, self._lock = connection, b"", threading.Lock()
 
     def fileno(self) -> int:
@@ -141,7 +178,7 @@ def meet(place: Place, facts: Facts, workdir: str | os.PathLike, timeout: float)
         another workdir, or process 0 can't be reached. All processes that came raise the same one.
     """
     own = {"id": place.process_id, "of": place.num_processes, "host": socket.gethostname(), "pid": os.getpid()}
-    own["facts"] = {about: {key: str(value) for key, value in values.items()} for about, values in facts.items()}
+    own["facts"] = _in_words(facts)
     if place.process_id == 0:
         return _receive_all(place, own, pathlib.Path(workdir), timeout)
     return _go_to(place, own, pathlib.Path(workdir), timeout)
@@ -277,19 +314,80 @@ def _fault(hello: Mapping[str, Any], members: Mapping[int, Mapping[str, Any]]) -
             f"{_name(hello)} does not see what {_name(first)} writes to the workdir: give all processes one folder "
             "that they share, with --workdir"
         )
-    for about, values in first["facts"].items():
-        theirs = hello["facts"].get(about, {})
+    return _difference(_name(hello), hello["facts"], _name(first), first["facts"])
+
+
+def _difference(name: str, facts: Facts, first_name: str, first_facts: Facts) -> str:
+    for about, values in first_facts.items():
+        theirs = facts.get(about, {})
         different = [key for key in sorted({*values, *theirs}) if values.get(key) != theirs.get(key)]
         if different:
             pairs = ((key, theirs.get(key, "not set"), values.get(key, "not set")) for key in different[:3])
             each = (f"{key} is {there} and not {here}" for key, there, here in pairs)
             more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
-            return f"{_name(hello)} differs from {_name(first)} in its {about}: {', '.join(each)}{more}"
+            return f"{name} differs from {first_name} in its {about}: {', '.join(each)}{more}"
     return ""
+
+
+def _in_words(facts: Facts) -> dict[str, dict[str, str]]:
+    return {about: {key: str(value) for key, value in values.items()} for about, values in facts.items()}
 
 
 def _name(member: Mapping[str, Any]) -> str:
     return f"process {member['id']} ({member['host']}, pid {member['pid']})"
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+@contextlib.contextmanager
+def together(
+    place: Place, facts: Facts, workdir: str | os.PathLike, *, start_timeout: float, silence: float, say: Say
+) -> Iterator["Group"]:
+    """Within it all processes are there, agree on `facts` and run JAX as one; for a command, before it uses JAX.
+
+    An error in any of them ends all of them at once, with their statuses `MISTAKE` or `FAULT`. `Interrupted`, which is
+    raised in all, passes.
+    """
+    import jax
+
+    with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
+        jax.distributed.initialize(
+            coordinator_address=group.jax_address,
+            num_processes=place.num_processes,
+            process_id=place.process_id,
+            # The group's own watch is to speak first.
+            heartbeat_timeout_seconds=int(2 * silence) + 60,
+        )
+        device = jax.local_devices()[0]
+        group.agree({"devices": {"number": jax.local_device_count(), "platform": device.platform}})
+        yield group
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    # Python's own end waits for the runtime's, which waits for processes that are no more.
+    try:
+        yield
+    except Interrupted:
+        raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(MISTAKE)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(FAULT)
+
+
+def code_facts() -> dict[str, str]:
+    """What this process runs: a digest of this package's source, and the versions beneath it."""
+    root, digest = pathlib.Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in libraries}
+    return {"source": digest.hexdigest()[:12], "python": platform.python_version(), **versions}
 
 
 # ------------------------------------------------------------------------------------------------------ while they work
@@ -305,6 +403,7 @@ class Group:
     Attributes:
       names: of all processes, by number.
       jax_address: HOST:PORT for `jax.distributed.initialize`.
+      paces: the last that each process told of its own with `tell_pace`; all of them in process 0 alone.
     """
 
     def __init__(self, place: Place, names: list[str], jax_address: str, lines: dict[int, _Line]):
@@ -312,9 +411,11 @@ class Group:
         self._lines, self._heard = lines, dict.fromkeys(lines, time.monotonic())
         self._waiting: set[int] = set()
         self._ended = threading.Event()
+        self._told: queue.Queue[tuple[int, Any]] = queue.Queue()  # facts that others sent, or what was found of them
+        self.paces: dict[int, dict[str, float]] = {}
 
-    def watch(self, say: Say, silence: float, end: Callable[[str], None] | None = None) -> "Group":
-        """Begins to; `say` is called with what is to be told, and `end` with why the run ends.
+    def watch(self, say: Say, silence: float, end: Callable[[str, int], None] | None = None) -> "Group":
+        """Begins to; `say` is called with what is to be told, and `end` with why the run ends, and the exit status.
 
         Args:
           silence: seconds after which a process that is silent is given up.
@@ -323,6 +424,52 @@ class Group:
         self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
         self._thread.start()
         return self
+
+    def agree(self, facts: Facts) -> None:
+        """Returns once all processes have called this with the same facts, see `meet`; however long that takes.
+
+        Raises:
+          UserError: on all of them, with what differs.
+        """
+        facts = _in_words(facts)
+        if self.place.process_id:
+            self._lines[0].send(facts=facts)
+            _, fault = self._told.get()
+        else:
+            fault = ""
+            for _ in range(len(self._lines)):
+                number, theirs = self._told.get()
+                fault = fault or _difference(self.names[number], theirs, self.names[0], facts)
+            for line in self._lines.values():
+                line.send(agreed=fault)
+        if fault:
+            raise UserError(fault)
+
+    def tell_pace(self, **figures: float) -> None:
+        """Puts the figures of this process into the `paces` of process 0."""
+        number = self.place.process_id
+        self.paces[number] = figures
+        if number:
+            self._lines[0].send(pace=figures)
+
+    @contextlib.contextmanager
+    def catch_signals(self) -> Iterator[Callable[[], int]]:
+        """As `process.catch_signals`, but SIGTERM or Ctrl-C to any process is told to all of them, at the same call.
+
+        All of them must call the function equally often. JAX's runtime catches SIGTERM itself.
+        """
+        from jax.experimental import multihost_utils
+
+        def pass_on(number, frame):
+            signal.signal(number, before)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        before = signal.signal(signal.SIGINT, pass_on)
+        calls = itertools.count(1)
+        try:
+            yield lambda: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(next(calls)) else 0
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __enter__(self) -> "Group":
         return self
@@ -333,9 +480,14 @@ class Group:
             # Perhaps for numbers that a process owed which is no more: the watch finds out which, and ends this one.
             self._thread.join(PATIENCE)
         self._ended.set()
-        orderly = error is None or isinstance(error, Interrupted)
+        if error is None or isinstance(error, Interrupted):
+            last_word = {"bye": True}
+        elif isinstance(error, UserError):
+            last_word = {"failed": str(error), "status": MISTAKE}
+        else:
+            last_word = {"failed": f"{kind.__name__}: {error}", "status": FAULT}
         for line in list(self._lines.values()):
-            line.send(**({"bye": True} if orderly else {"failed": f"{kind.__name__}: {error}"}))
+            line.send(**last_word)
         self._thread.join(5 * BEAT)
         for line in self._lines.values():
             line.close()
@@ -350,13 +502,14 @@ class Group:
                     line.send(alive=True)
             lost = self._hear() or self._count_silence()
             if lost and not self._ended.is_set():
+                why, status = lost if isinstance(lost, tuple) else (lost, FAULT)
                 for line in self._lines.values():
-                    line.send(lost=lost)
-                self._end(lost)
+                    line.send(lost=why, status=status)
+                self._end(why, status)
                 return
 
-    def _hear(self) -> str:
-        """Reads what has come; who was lost, if anybody."""
+    def _hear(self) -> str | tuple[str, int]:
+        """Reads what has come; who was lost, if anybody, perhaps with the status that the others end with."""
         if not self._lines:
             time.sleep(BEAT)
             return ""
@@ -368,11 +521,17 @@ class Group:
             self._heard[number] = time.monotonic()
             for message in messages:
                 if "lost" in message:
-                    return message["lost"]
+                    return message["lost"], message["status"]
                 if "failed" in message:
-                    return f"{self.names[number]} failed: {message['failed']}"
+                    return f"{self.names[number]} failed: {message['failed']}", message["status"]
                 if "bye" in message:
                     del self._lines[number]
+                if "facts" in message:
+                    self._told.put((number, message["facts"]))
+                if "agreed" in message:
+                    self._told.put((number, message["agreed"]))
+                if "pace" in message:
+                    self.paces[number] = message["pace"]
         return ""
 
     def _count_silence(self) -> str:
@@ -392,6 +551,7 @@ class Group:
         return ""
 
 
-def _end(why: str) -> None:
-    print(f"error: {why}; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
-    os._exit(1)
+def _end(why: str, status: int) -> None:
+    remedy = "; start again to go on from the last checkpoint" if status == FAULT else ""
+    print(f"error: {why}{remedy}", file=sys.stderr, flush=True)
+    os._exit(status)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from jaxseg.evaluate import Evaluation, evaluate
 from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
-from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour, replicate
+from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour
 from jaxseg.writers import print_line
 
 NUM_EXAMPLES = 4  # images of the split whose predictions are kept to be drawn
@@ -95,8 +96,9 @@ def score_split(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    # Neighbours in a split are often frames of one film: the examples are spread over it.
-    examples_at = set(np.linspace(0, dataset.lengths[split] - 1, NUM_EXAMPLES).astype(int).tolist())
+    # Neighbours in a split are often frames of one film: the examples are spread over it, or this process's part of it.
+    seen = -(-len(source) // jax.process_count())
+    examples_at = set(np.linspace(0, seen - 1, NUM_EXAMPLES).astype(int).tolist())
     result = evaluate(
         eval_step,
         variables,
@@ -107,6 +109,7 @@ def score_split(
         boundary_tolerance=config.eval.boundary_tolerance,
         ignore_label=dataset.info.ignore_label,
     )
+    result.images = len(source)  # over all processes
     if config.eval.published:
         result.published = published.DEFINITIONS[config.eval.published](result.counts, result.per_image)
     return result
@@ -191,10 +194,13 @@ def eval_run(
     eval_step = build_eval_step(config, model, mesh, info)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         kind, step = checkpoints.find(which)
-        variables = replicate(checkpoints.restore_variables(abstract_variables(model), kind, step), mesh)
-    started = time.perf_counter()
-    with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=None) as bar:
+        whole = abstract_variables(model, NamedSharding(mesh, P()))
+        variables = checkpoints.restore_variables(whole, kind, step)
+    started, silent = time.perf_counter(), jax.process_index() > 0
+    with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=silent or None) as bar:
         result = score_split(config, dataset, split, eval_step, variables, mesh, bar.update)
+    if silent:
+        return result.scalars(info.class_names, split)
     log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images, {protocol.words}")
     log(metrics.table(result.counts, info.class_names, protocol=protocol.words, boundary=result.boundary))
     if result.published:

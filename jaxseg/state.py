@@ -58,11 +58,11 @@ def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def abstract_variables(model: nn.Module) -> dict[str, Any]:
-    """The shapes and types of `model`'s variables, without computing any, each whole on the first device."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def abstract_variables(model: nn.Module, sharding: jax.sharding.Sharding | None = None) -> dict[str, Any]:
+    """The shapes and types of `model`'s variables, without computing any, with `sharding`; None for one device."""
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda: init_variables(model, 0))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:

@@ -27,6 +27,7 @@ from jaxseg.state import TrainState
 
 # Bytes of a device's logits at the size of the images. Beyond, they are made and used an image at a time.
 _LARGE = 2**27
+_SMALL = 2**10  # values of an array, or fewer, that every device keeps whole
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -56,6 +57,46 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()), may_alias=False)
 
 
+def split_largest_axis(x: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSharding:
+    """Of an array of a split state: its largest axis that the devices divide, split over them; else whole on each."""
+    axes = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+    if not axes or x.size <= _SMALL:
+        return NamedSharding(mesh, P())
+    largest = max(axes, key=lambda axis: x.shape[axis])
+    return NamedSharding(mesh, P(*("data" if axis == largest else None for axis in range(x.ndim))))
+
+
+def split_state(state: TrainState, mesh: Mesh) -> TrainState:
+    """`state` for a step with `fsdp`: each device has its part of parameters, optimizer state and moving averages."""
+    return jax.device_put(state, _split_shardings(state, mesh), may_alias=False)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """`tree` with every array whole on every device; what is so already stays as it is."""
+    if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
+
+
+def _split_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    shardings = jax.tree.map(functools.partial(split_largest_axis, mesh=mesh), state)
+    # Statistics are small, and every device computes all of them.
+    return shardings.replace(batch_stats=jax.tree.map(lambda x: NamedSharding(mesh, P()), state.batch_stats))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """`x` whole on every device; its gradient is split again, so that no device need sum all of it."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+
+
+def _gathered_backward(mesh, _, dy):
+    return (jax.lax.with_sharding_constraint(dy, split_largest_axis(dy, mesh)),)
+
+
+_gathered.defvjp(lambda x, mesh: (_gathered(x, mesh), None), _gathered_backward)
+
+
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 images `[..., 3]` as float32: divided by 255, less `mean`, over `std`, both RGB in [0, 1]."""
     return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
@@ -83,6 +124,7 @@ def create_train_step(
     accumulate: int = 1,
     remat: bool = False,
     ema_decay: float = 0.0,
+    fsdp: bool = False,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """`train_step(state, batch) -> (state, {'loss': float32 scalar})`, jitted; the state that goes in is donated.
 
@@ -91,7 +133,7 @@ def create_train_step(
     resumed run draws what the unbroken one draws.
 
     Where the loss is cross entropy alone and the logits, at the size of the images, would take a device more than
-    `_LARGE` bytes, a network that ends in `FullSize` has them enlarged an image at a time, see
+    128 MiB, a network that ends in `FullSize` has them enlarged an image at a time, see
     `losses.upsampled_cross_entropy`.
 
     Args:
@@ -106,6 +148,8 @@ def create_train_step(
       remat: whether only what goes into each block of the network is kept for the gradient, see `remat_blocks`.
       ema_decay: of `state.ema`, which the state must have unless it is 0. With t steps done it is at most
         (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`: the first weights would stay for long.
+      fsdp: whether the state is that of `split_state`, and stays so: fully sharded data parallelism (Rajbhandari et al.
+        2020, ZeRO's third stage). Parameters are gathered where the step uses them; values are equal up to rounding.
     """
     losses = {"cross_entropy": 1.0} if losses is None else losses
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -142,6 +186,8 @@ def create_train_step(
         return batch_stats, jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), logits)
 
     def loss_fn(params, state, batch):
+        if fsdp:
+            params = jax.tree.map(lambda x: _gathered(x, mesh), params)
         if freeze_backbone:
             params = {**params, "backbone": jax.lax.stop_gradient(params["backbone"])}
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -175,9 +221,13 @@ def create_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = _averaged(state, {"params": params, "batch_stats": batch_stats}, ema_decay) if ema_decay else state.ema
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), {"loss": loss}
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        if fsdp:
+            state = jax.lax.with_sharding_constraint(state, _split_shardings(state, mesh))
+        return state, {"loss": loss}
 
-    return jax.jit(train_step, in_shardings=(whole, by_row), out_shardings=whole, donate_argnums=0)
+    placed = None if fsdp else whole  # None: as it comes and as it is left
+    return jax.jit(train_step, in_shardings=(placed, by_row), out_shardings=(placed, whole), donate_argnums=0)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["small"], meta_fields=["align_corners"])

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -14,17 +15,22 @@ from jaxseg import config as configs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
+from jaxseg.pace import Pace
 from jaxseg.process import Interrupted, catch_signals
+from jaxseg.processes import Group
 from jaxseg.score import eval_split, open_data, score_split
-from jaxseg.step import create_mesh, put_batch
+from jaxseg.step import create_mesh, gather, put_batch
 from jaxseg.writers import open_writers, print_line
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> None:
+def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group: Group | None = None) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
     Leaves there `config.json`, `info.json`, `run.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`,
     `figures/` and `curves.png`.
+
+    Args:
+      group: the processes that train together, each of which calls this; None for this one alone.
 
     Raises:
       UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.
@@ -58,6 +64,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
     ):
         # ---------------------------------------------------------------------------------------- where it goes on
         start, progress = checkpoints.latest or 0, record.FRESH
+        if group:
+            records = pathlib.Path(dataset.path).parent.name
+            group.agree({"data": {"records": records, **dataset.lengths}, "workdir": {"latest checkpoint": start}})
         if start > num_steps:
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
@@ -77,7 +86,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             config, workdir, dataset, mesh, checkpoints, writers, progress, start=start, num_steps=num_steps
         )
         progress = run.progress
-        run.greet(model, state.eval_variables)
+        run.greet(model, gather(state.eval_variables, mesh))
         stack.enter_context(run.stopped_by_errors())
         for line in notes:
             writers.message(line)
@@ -87,7 +96,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
             writers.message(f"going on from step {start}")
 
         # ------------------------------------------------------------------------------------------------- the loop
-        caught = stack.enter_context(catch_signals())
+        signalled = stack.enter_context(group.catch_signals() if group else catch_signals())
+        pace = Pace(group) if group else None
         images = None
         if config.data.on_device:
             started = time.perf_counter()
@@ -98,39 +108,43 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line) -> Non
         run.start_clock()
         for step in range(start, num_steps + 1):
             if step > start:
-                batch = next(batches)
+                batch = next(batches) if pace is None else pace.wait_for(batches)
                 state, out = steps.train(state, images(batch) if images is not None else put_batch(batch, mesh))
                 run.step(out["loss"], batch["ids"])
 
             if step > start and (step % config.train.log_every == 0 or step == num_steps):
                 run.flush()
                 run.row(step, steps.learning_rate(state))
+                for line in pace.slow() if pace else ():
+                    writers.message(line)
 
-            stopping = bool(caught)  # asked once: what comes later waits for the next step
+            stopped = signalled()  # asked once: what comes later waits for the next step
             evaluating = step > progress["evaluated"] and _due(step, config.train.eval_every, num_steps)
             saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
-            if evaluating or saving or stopping:
+            if evaluating or saving or stopped:
                 run.flush()
-            if evaluating and not stopping:
-                scored = _score(config, dataset, split, steps, state, mesh, caught)
-                stopping = scored is None
-                if scored:
+            if evaluating and not stopped:
+                try:
+                    scored = _score(config, dataset, split, steps, state, mesh, signalled)
+                except Interrupted as interrupted:
+                    stopped = interrupted.number
+                else:
                     score, is_best = run.evaluation(step, split, *scored)
                     lower = score if config.train.best == build.LOWER_IS_BETTER else -score
                     state = steps.note_evaluation(state, lower)
                     if is_best:
                         checkpoints.save("best", state, progress)
-            stale = 0 < config.train.patience <= progress["stale"] and not stopping
-            if step > start and (saving or stopping or stale):
+            stale = 0 < config.train.patience <= progress["stale"] and not stopped
+            if step > start and (saving or stopped or stale):
                 checkpoints.save("latest", state, progress)
             if evaluating or saving:
                 run.status("running")
                 run.start_clock()
-            if stopping:
+            if stopped:
                 checkpoints.wait()
                 saved = f"step {step} is saved, start again to go on" if step else "no step was done yet"
-                writers.message(f"stopped by {signal.Signals(caught[0]).name}; {saved}")
-                raise Interrupted(caught[0])
+                writers.message(f"stopped by {signal.Signals(stopped).name}; {saved}")
+                raise Interrupted(stopped)
             if stale:
                 writers.message(f"stopped early: {progress['stale']} evaluations without a better {config.train.best}")
                 break
@@ -144,21 +158,19 @@ def _due(step: int, every: int, num_steps: int) -> bool:
 
 
 def _score(
-    config, dataset, split: str, steps: build.Steps, state, mesh, caught: list[int]
-) -> tuple[Evaluation, float] | None:
+    config, dataset, split: str, steps: build.Steps, state, mesh, signalled: Callable[[], int]
+) -> tuple[Evaluation, float]:
     """The scores of a split and the seconds they took.
 
-    A signal ends it halfway with nothing to show: the run that goes on from here does it again.
+    Raises:
+      Interrupted: a signal came. There is nothing to show: the run that goes on from here does it again.
     """
 
     def on_batch(images: int) -> None:
-        if caught:
-            raise Interrupted(caught[0])
+        if number := signalled():
+            raise Interrupted(number)
 
     started = time.perf_counter()
-    try:
-        variables = state.eval_variables
-        result = score_split(config, dataset, split, steps.evaluate, variables, mesh, on_batch)
-    except Interrupted:
-        return None
+    variables = gather(state.eval_variables, mesh)
+    result = score_split(config, dataset, split, steps.evaluate, variables, mesh, on_batch)
     return result, time.perf_counter() - started

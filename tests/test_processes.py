@@ -29,7 +29,14 @@ except UserError as error:
     sys.exit(f"error: {error}")
 print("met", group.names, group.jax_address, flush=True)
 with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
+    if given["later"]:
+        try:
+            group.agree(given["later"])
+        except UserError as error:
+            sys.exit(f"error: {error}")
     time.sleep(given["seconds"])
+    if given["mistake"]:
+        raise UserError(given["mistake"])
     if given["fails"]:
         raise RuntimeError("out of luck")
 print("left", flush=True)
@@ -38,6 +45,7 @@ print("left", flush=True)
 
 def start(process_id: int, num_processes: int, port: int, workdir, **given) -> subprocess.Popen:
     defaults = {"facts": {}, "timeout": 20.0, "silence": 60.0, "seconds": 0.5, "fails": False}
+    defaults |= {"later": {}, "mistake": ""}
     place = (f"localhost:{port}", num_processes, process_id)
     given = {**defaults, "place": place, "workdir": str(workdir), **given}
     command = [sys.executable, "-c", PROCESS, json.dumps(given)]
@@ -180,7 +188,7 @@ def test_a_process_that_is_killed_is_named_by_all_others(victim, tmp_path):
     assert time.monotonic() - killed < 10
     for i, (status, _, error) in enumerate(results):
         if i != victim:
-            assert status == 1
+            assert status == processes.FAULT
             assert error.startswith(f"error: process {victim} (")
             assert "ended without a word" in error
 
@@ -189,7 +197,7 @@ def test_an_error_of_one_ends_all_with_its_words(tmp_path):
     port = free_port()
     started = [start(i, 3, port, tmp_path, seconds=0.5 if i == 2 else 25.0, fails=i == 2) for i in range(3)]
     results = ends(*started)
-    assert [status for status, _, _ in results] == [1, 1, 1]
+    assert [status for status, _, _ in results] == [processes.FAULT, processes.FAULT, 1]
     for _, _, error in results[:2]:
         assert error.startswith("error: process 2 (")
         assert "failed: RuntimeError: out of luck" in error
@@ -215,14 +223,68 @@ def test_a_process_that_stays_silent_is_given_up(tmp_path):
         until(process, "met")
     started[1].send_signal(signal.SIGSTOP)
     ((status, _, error),) = ends(started[0])
-    assert status == 1
+    assert status == processes.FAULT
     assert "error: process 1 (" in error and "was silent for 3 s" in error
     started[1].send_signal(signal.SIGCONT)
     ((status, _, error),) = ends(started[1])
-    assert status == 1
+    assert status == processes.FAULT
+
+
+def test_facts_that_come_up_later_are_compared_too(tmp_path):
+    for due in ("", "records"):
+        port = free_port()
+        given = [{"later": {"data": {"records": str(i) if due else "0", "train": 8}}} for i in range(3)]
+        results = ends(*(start(i, 3, port, tmp_path, **given[i]) for i in range(3)))
+        assert [status for status, _, _ in results] == [1 if due else 0] * 3
+        if due:
+            assert len({error for _, _, error in results}) == 1
+            assert re.search(r"process \d .* differs from process 0 .* in its data: records is", results[0][2])
+
+
+def test_a_mistake_of_one_is_no_fault_of_the_others(tmp_path):
+    port = free_port()
+    started = [start(i, 2, port, tmp_path, seconds=0.2 if i else 25.0, mistake="no such file" * i) for i in range(2)]
+    results = ends(*started)
+    assert [status for status, _, _ in results] == [1, 1]
+    assert results[0][2].endswith("failed: no such file")
 
 
 def test_the_token_in_the_workdir_goes_whatever_happens(tmp_path):
     with pytest.raises(UserError, match="did not come"):
         processes.meet(Place(f"localhost:{free_port()}", 2, 0), {}, tmp_path, 0.2)
     assert list(pathlib.Path(tmp_path).iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------- who tells of the place
+
+
+def in_slurm(monkeypatch, processes_there: int) -> None:
+    told = {"JOB_ID": 4000, "STEP_NODELIST": "gpu[07-09],gpu12", "NTASKS": processes_there, "PROCID": 2, "LOCALID": 0}
+    for name, value in told.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+def test_a_place_is_told_by_slurm(monkeypatch):
+    assert processes.detect_place() is None
+    in_slurm(monkeypatch, 4)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    assert processes.detect_place() == Place("gpu07:1234", 4, 2)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert processes.detect_place() is None
+
+
+def test_a_place_is_told_by_open_mpi(monkeypatch):
+    uri = "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"
+    told = {"MCA_orte_hnp_uri": uri, "COMM_WORLD_SIZE": "8", "COMM_WORLD_RANK": "5", "COMM_WORLD_LOCAL_RANK": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"OMPI_{name}", value)
+    place = processes.detect_place()
+    assert (place.num_processes, place.process_id) == (8, 5)
+    assert place.address[0] == "10.96.0.1"
+
+
+def test_a_place_that_can_not_be_read_is_said(monkeypatch):
+    in_slurm(monkeypatch, 4)
+    monkeypatch.setenv("SLURM_PROCID", "two")
+    with pytest.raises(UserError, match=r"process of SlurmCluster, but .* can't be read .*give --coordinator"):
+        processes.detect_place()

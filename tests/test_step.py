@@ -24,10 +24,13 @@ from jaxseg.step import (
     create_mesh,
     create_train_step,
     fill_colour,
+    gather,
     normalise,
     put_batch,
     remat_blocks,
     replicate,
+    split_largest_axis,
+    split_state,
 )
 
 SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -112,6 +115,51 @@ def test_the_state_is_whole_on_both_devices(runs):
     for leaf in jax.tree.leaves(state):
         assert leaf.sharding.is_fully_replicated
         assert len(leaf.sharding.device_set) == 2
+
+
+@pytest.fixture(scope="module")
+def split_run(runs):
+    """The two steps of `runs` with the state split over the devices."""
+    start, *_ = runs[0]
+    tx, mesh = optax.sgd(0.01, momentum=0.9), create_mesh(devices(2))
+    state = split_state(start, mesh)
+    step = create_train_step(small_network(), tx, mesh, **SCALE, seed=3, label_smoothing=0.1, fsdp=True)
+    losses = []
+    for i in range(2):
+        state, metrics = step(state, put_batch(make_batch(seed=i), mesh))
+        losses.append(float(metrics["loss"]))
+    return state, losses, mesh
+
+
+def test_a_split_state_takes_the_same_steps(runs, split_run):
+    (_, one, losses_one, _), (state, losses, _) = runs[0], split_run
+    assert losses == pytest.approx(losses_one, abs=1e-5)
+    assert difference(one.params, state.params) < 1e-5
+    assert difference(one.batch_stats, state.batch_stats) < 1e-5
+    assert difference(one.opt_state, state.opt_state) < 1e-4
+
+
+def test_each_device_keeps_its_part_of_a_split_state(split_run):
+    state, _, mesh = split_run
+
+    def here(tree) -> int:
+        return sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(tree))
+
+    kernels = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.size > 1024]
+    assert kernels and here(kernels) == sum(x.size for x in kernels) // 2
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state.batch_stats))
+    whole = gather(state.variables, mesh)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(whole))
+    assert gather(whole, mesh) is whole
+
+
+@pytest.mark.parametrize(
+    ("shape", "due"),
+    [((3, 3, 64, 128), 3), ((3, 3, 128, 64), 2), ((4096,), 0), ((64,), None), ((3, 3, 127, 33), None), ((), None)],
+)
+def test_the_largest_axis_that_the_devices_divide_is_split(shape, due):
+    spec = split_largest_axis(jax.ShapeDtypeStruct(shape, jnp.float32), create_mesh(devices(2))).spec
+    assert [axis for axis, name in enumerate(spec) if name == "data"] == ([] if due is None else [due])
 
 
 def test_two_devices_count_as_one(runs):

@@ -1,0 +1,149 @@
+"""Several processes of one run on this machine: `python -m jaxseg.launch --num_processes=4 -- --config=...`.
+
+What follows `--` is the command line of `jaxseg.main`. Each process gets an equal part of the machine's GPUs, or of its
+cores where there are none. A run that loses a process ends, and is started again from its last checkpoint.
+"""
+
+import argparse
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from jaxseg.process import one_line_errors
+from jaxseg.processes import MISTAKE, free_port
+from jaxseg.writers import print_line
+
+COMMAND = (sys.executable, "-m", "jaxseg.main")
+GRACE = 20.0  # seconds in which the others end once one has; the watch of a group takes one
+
+
+def launch(
+    num_processes: int,
+    arguments: Sequence[str],
+    *,
+    max_restarts: int = 3,
+    command: Sequence[str] = COMMAND,
+    log: Callable[[str], object] = print_line,
+) -> int:
+    """Runs `command` with `arguments` in so many processes, and again where one of them is lost.
+
+    What they print is logged a line at a time behind their numbers. SIGTERM and Ctrl-C are passed on; a second one
+    kills them.
+
+    Returns:
+      The exit status: 0, that of a mistake which starting again does not mend, or that of the last try.
+    """
+    signals: list[int] = []
+    children: list[subprocess.Popen] = []
+
+    def pass_on(number, frame):
+        signals.append(number)
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for restarts in range(max_restarts + 1):
+            address = f"--coordinator=localhost:{free_port()}"
+            children[:] = [
+                subprocess.Popen(
+                    [*command, *arguments, address, f"--num_processes={num_processes}", f"--process_id={i}"],
+                    env=os.environ | _devices(i, num_processes),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    # Ctrl-C on a terminal goes to a whole group of processes, and would come twice.
+                    start_new_session=True,
+                    preexec_fn=_on_cores(i, num_processes),
+                )
+                for i in range(num_processes)
+            ]
+            statuses = _watch(children, log)
+            if signals or not any(statuses):
+                return 128 + signals[0] if signals else 0
+            # The first to tell of a mistake has it from itself; of what was killed the status is the signal's.
+            faults = [status for status in statuses if status not in (0, MISTAKE)]
+            if not faults:
+                return MISTAKE
+            if restarts < max_restarts:
+                log(f"a process was lost; starting all again, {restarts + 1} of at most {max_restarts} times")
+        log(f"given up after {max_restarts} restarts")
+        return faults[0] if faults[0] > 0 else 128 - faults[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(children: Sequence[subprocess.Popen], log: Callable[[str], object]) -> list[int]:
+    """Logs what the processes print until all have ended; those that outlive a lost one for long are killed."""
+
+    def forward(number: int, child: subprocess.Popen) -> None:
+        for line in child.stdout:
+            log(f"[{number}] {line.rstrip()}")
+
+    threads = [threading.Thread(target=forward, args=pair, daemon=True) for pair in enumerate(children)]
+    for thread in threads:
+        thread.start()
+    deadline = None
+    while any(child.poll() is None for child in children):
+        if deadline is None and any(child.returncode for child in children):
+            deadline = time.monotonic() + GRACE
+        if deadline and time.monotonic() > deadline:
+            for child in children:
+                child.kill()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(5.0)
+    return [child.returncode for child in children]
+
+
+def _devices(number: int, num_processes: int) -> dict[str, str]:
+    """The environment in which a process sees its part of the GPUs; {} where they are no multiple."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+    gpus = [str(i) for i in range(found)] if given is None else list(filter(None, given.split(",")))
+    if not gpus or len(gpus) % num_processes:
+        return {}
+    each = len(gpus) // num_processes
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number * each : (number + 1) * each])}
+
+
+def _on_cores(number: int, num_processes: int) -> Callable[[], None] | None:
+    """What a process does before it starts, to run on its part of the cores; None where it has them all."""
+    if _devices(number, num_processes) or not hasattr(os, "sched_setaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // num_processes
+    return (lambda: os.sched_setaffinity(0, cores[number * each : (number + 1) * each])) if each else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxseg.launch",
+        usage="%(prog)s --num_processes=N [--max_restarts=N] -- --config=... [flags of jaxseg.main]",
+        description="Trains one run in several processes on this machine, and starts it again where one is lost.",
+    )
+    parser.add_argument("--num_processes", type=int, required=True, help="how many; each gets its part of the devices")
+    parser.add_argument("--max_restarts", type=int, default=3, help="how often a run is started again (default: 3)")
+    parser.add_argument("arguments", nargs="*", metavar="-- FLAGS", help="the command line of jaxseg.main")
+    given = parser.parse_args(argv)
+    if given.num_processes < 1:
+        parser.error(f"--num_processes is {given.num_processes}: at least 1 is due")
+    if given.max_restarts < 0:
+        parser.error(f"--max_restarts is {given.max_restarts}: at least 0 is due")
+    if not given.arguments:
+        parser.error("the flags of jaxseg.main are missing: python -m jaxseg.launch --num_processes=2 -- --config=...")
+    with one_line_errors():
+        sys.exit(launch(given.num_processes, given.arguments, max_restarts=given.max_restarts))
+
+
+if __name__ == "__main__":
+    main()
