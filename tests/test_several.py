@@ -1,0 +1,206 @@
+"""One run in several processes: real ones, real sockets, the tiny network."""
+
+import collections
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import flags_of, one_error, rows, saved, steps
+
+from jaxseg.processes import FAULT, MISTAKE, free_port
+
+pytest_plugins = ["tiny_runs"]
+
+# Not Adam: it makes full steps of the rounding in the gradient of a bias that BatchNorm takes away again.
+SETTINGS = {"data__batch_size": 4, "data__eval_batch_size": 4, "train__log_every": 1, "optim__name": "sgd"}
+KILLS = int(os.environ.get("JAXSEG_KILLS", "5"))  # of one run; twenty take ten minutes
+# Every process notes the records of each of its steps beside the workdir.
+NOTE_IDS = """
+import json, os, jax
+from jaxseg import record
+step = record.Record.step
+def noted(self, loss, ids):
+    step(self, loss, ids)
+    line = [self._start + self._steps, jax.process_index(), jax.process_count(), ids]
+    with open(f"{self.workdir}.ids", "a") as file:
+        file.write(json.dumps(line) + "\\n")
+record.Record.step = noted
+helpers.without_tensorflow()
+"""
+SLOW_STEPS = "import time, jaxseg.train as t; put = t.put_batch\nt.put_batch = lambda *a: time.sleep(0.1) or put(*a)\n"
+
+
+def start(workplace, count: int, workdir: pathlib.Path, before: str = "", **overrides) -> list[subprocess.Popen]:
+    """The processes of a run of the tiny network on batches of four, one device each."""
+    flags = [*flags_of(workplace.config(**SETTINGS, **overrides)), f"--workdir={workdir}"]
+    of_all = (f"--coordinator=localhost:{free_port()}", f"--num_processes={count}")
+    places = [(*of_all, f"--process_id={i}") for i in range(count)]
+    environment = {"before": NOTE_IDS + before, "JAX_NUM_CPU_DEVICES": "1"}
+    return [workplace.start("jaxseg.main", *flags, *(place if count > 1 else ()), **environment) for place in places]
+
+
+def ends(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Status, output and errors of each."""
+    results = []
+    for process in started:
+        out, err = process.communicate(timeout=240)
+        results.append((process.returncode, out, err))
+    return results
+
+
+def until(process: subprocess.Popen, word: str) -> str:
+    for line in process.stdout:
+        if word in line:
+            return line
+    raise AssertionError(f"it ended without '{word}': {process.stderr.read()}")
+
+
+def batches(workdir: pathlib.Path) -> dict[int, list[str]]:
+    """The records of each step in order, the same however often and by however many processes it was taken."""
+    parts = collections.defaultdict(dict)
+    for line in pathlib.Path(f"{workdir}.ids").read_text().splitlines():
+        step, index, count, ids = json.loads(line)
+        assert parts[step, count].setdefault(index, ids) == ids
+    whole = {}
+    for (step, count), found in sorted(parts.items()):
+        if len(found) == count:  # of a step that a kill came into some processes have noted nothing
+            ids = [i for index in range(count) for i in found[index]]
+            assert whole.setdefault(step, ids) == ids
+    return whole
+
+
+def assert_equal_run(workdir: pathlib.Path, due: pathlib.Path) -> None:
+    """The same steps on the same records, the same counts, and numbers equal to rounding."""
+    ours, theirs = rows(workdir), rows(due)
+    assert [(row["step"], sorted(row)) for row in ours] == [(row["step"], sorted(row)) for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        for name, value in row.items():
+            close = pytest.approx(other[name], rel=1e-4, abs=1e-5) if other[name] is not None else None
+            assert value == close, name
+    assert batches(workdir) == batches(due)
+    counts = [json.loads((each / "evaluations" / "val-best.json").read_text())["counts"] for each in (workdir, due)]
+    assert counts[0] == counts[1]
+    left, right = saved(workdir, "latest"), saved(due, "latest")
+    for name in left.keys() - {"progress"}:
+        np.testing.assert_allclose(left[name], right[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(workplace) -> pathlib.Path:
+    """The workdir of an unbroken run of one process."""
+    workdir = workplace.root / "alone"
+    ((status, _, err),) = ends(start(workplace, 1, workdir))
+    assert status == 0, err
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "fsdp"), [(2, False), (4, False), (2, True)])
+def test_several_processes_are_one(count, fsdp, alone, workplace, tmp_path):
+    results = ends(start(workplace, count, tmp_path / "run", train__fsdp=fsdp))
+    assert [status for status, _, _ in results] == [0] * count, results
+    assert_equal_run(tmp_path / "run", alone)
+    # Process 0 alone speaks.
+    assert "done: " in results[0][1]
+    assert [line for _, out, _ in results[1:] for line in out.splitlines() if "Gloo" not in line] == []
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_saves_all_and_another_number_goes_on(alone, workplace, tmp_path):
+    for number, (count, victim, fsdp) in enumerate([(2, 1, True), (4, 2, False)]):
+        started = start(workplace, count, tmp_path / "run", before=SLOW_STEPS, train__fsdp=fsdp)
+        until(started[0], f"step {3 + 4 * number}/12")
+        started[victim].send_signal(signal.SIGINT if number else signal.SIGTERM)
+        results = ends(started)
+        assert [status for status, _, _ in results] == [128 + signal.SIGTERM] * count, results
+        assert "stopped by SIGTERM; step" in results[0][1]
+        assert steps(tmp_path / "run", "latest")[0] >= 3 + 4 * number
+    ((status, out, err),) = ends(start(workplace, 1, tmp_path / "run"))
+    assert status == 0, err
+    assert "going on from step" in out
+    assert_equal_run(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_at_any_moment_lose_and_repeat_nothing(workplace, tmp_path):
+    chance, workdir, due, counts = random.Random(7), tmp_path / "run", tmp_path / "due", [4, 2, 1, 4]
+    settings = {"train__num_steps": 12 * KILLS}
+    for number in range(KILLS):
+        count = counts[number % len(counts)]
+        started = start(workplace, count, workdir, before=SLOW_STEPS, **settings)
+        if number % 3:  # else it comes into starting, most of the time
+            until(started[0], "first step after")
+        time.sleep(chance.uniform(0.0, 2.5))
+        started[chance.randrange(count)].kill()
+        killed = time.monotonic()
+        results = ends(started)
+        assert time.monotonic() - killed < 60
+        # Of those that are left one may be told while it still waits for the others to come.
+        assert all(status in (FAULT, MISTAKE, -signal.SIGKILL) for status, _, _ in results), results
+    results = ends(start(workplace, 2, workdir, **settings))
+    assert [status for status, _, _ in results] == [0, 0], results
+    ((status, _, err),) = ends(start(workplace, 1, due, **settings))
+    assert status == 0, err
+    assert_equal_run(workdir, due)
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_named_and_launch_starts_again(alone, workplace, tmp_path):
+    workdir = tmp_path / "run"
+    code = f"import helpers\nhelpers.register()\n{NOTE_IDS}{SLOW_STEPS}\nhelpers.run_module('jaxseg.main')"
+    script = (
+        "import sys\nfrom jaxseg.launch import launch\n"
+        f"sys.exit(launch(2, sys.argv[1:], max_restarts=1, command=(sys.executable, '-c', {code!r})))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *flags_of(workplace.config(**SETTINGS)), f"--workdir={workdir}"],
+        env=workplace.environment(JAX_NUM_CPU_DEVICES="1"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until(process, "step 4/12")
+    listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "process_id=1"], capture_output=True, text=True)
+    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "[0] error: process 1 (" in out and "ended without a word: it was killed" in out
+    assert "a process was lost; starting all again, 1 of at most 1 times" in out
+    assert "[0] going on from step 3" in out
+    assert_equal_run(workdir, alone)
+
+
+def test_processes_of_different_configs_are_told_apart(workplace, tmp_path):
+    first = start(workplace, 2, tmp_path / "run")
+    first[1].kill()
+    port = next(word for word in first[0].args if word.startswith("--coordinator="))
+    flags = [
+        *flags_of(workplace.config(**SETTINGS, train__seed=1)),
+        f"--workdir={tmp_path / 'run'}",
+        port,
+        "--num_processes=2",
+        "--process_id=1",
+    ]
+    other = workplace.start("jaxseg.main", *flags, JAX_NUM_CPU_DEVICES="1")
+    for status, _, err in ends([first[0], other]):
+        assert "differs from process 0" in one_error(status, err)
+        assert "in its config: train.seed is 1 and not 0" in err
+
+
+def test_a_batch_that_processes_do_not_divide_is_refused_with_the_next_that_they_do(workplace, tmp_path):
+    results = ends(start(workplace, 3, tmp_path / "run"))
+    for status, _, err in results:
+        assert "data.batch_size is 4, which 3 devices don't divide: take 3 or 6" in one_error(status, err)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_sweep_in_several_processes_is_refused(workplace, tmp_path):
+    flags = ["--coordinator=localhost:1", "--num_processes=2", "--process_id=0", f"--workdir={tmp_path}"]
+    status, _, err = workplace.run("jaxseg.main", *flags_of(workplace.config()), *flags, "--sweep=train.seed=0,1")
+    assert "--sweep starts one run after another" in one_error(status, err)
