@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import statistics
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from jaxseg.errors import UserError
 from jaxseg.process import one_line_errors, use_huge_pages
 
-MODES = ("train", "infer", "latency", "input")
+MODES = ("train", "infer", "latency", "input", "scaling")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -36,7 +37,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         choices=MODES,
         default="train",
         help="train: steps with Adam (default); infer: batches to logits; latency: one image at a time, median and "
-        "95th percentile; input: batches of the config's data, with no network",
+        "95th percentile; input: batches of the config's data, with no network; scaling: what a step moves between "
+        "devices, and what 8, 64 and 512 of them want of the network and the disk",
+    )
+    parser.add_argument(
+        "--step_seconds", type=float, help="with --mode=scaling: of one device; measured here by default"
+    )
+    parser.add_argument(
+        "--fsdp", action="store_true", help="with --mode=scaling: devices share weights and optimizer state"
     )
     parser.add_argument("--against", choices=("torch",), help="the same in PyTorch beside it, in turns, and the ratio")
     parser.add_argument(
@@ -62,6 +70,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}: it must be at least 1")
+    if arguments.step_seconds is not None and arguments.step_seconds <= 0:
+        parser.error(f"--step_seconds is {arguments.step_seconds}: it must be more than 0")
+    if arguments.mode != "scaling" and (arguments.fsdp or arguments.step_seconds):
+        parser.error("--fsdp and --step_seconds want --mode=scaling; a config has train.fsdp")
     return arguments
 
 
@@ -76,9 +88,37 @@ def main(argv: list[str]) -> None:
         result = pipeline.measure(
             _config(arguments), rounds=arguments.rounds, against_torch=bool(arguments.against), log=_say
         )
+    elif arguments.mode == "scaling":
+        result = measure_scaling(arguments)
     else:
         result = measure_network(arguments)
     print(json.dumps(result))
+
+
+def measure_scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints what a step moves and the table over numbers of devices, and gives what is in them."""
+    import jax
+
+    # Before anything uses JAX: two devices to compile the step for.
+    jax.config.update("jax_num_cpu_devices", 2)
+    from jaxseg.benchmark import scaling
+    from jaxseg.score import open_data
+
+    what, model = _network(arguments)
+    image_bytes, fsdp = 0.0, arguments.fsdp
+    if arguments.config:
+        config = _config(arguments)
+        dataset, fsdp = open_data(config), fsdp or config.train.fsdp
+        size = sum(path.stat().st_size for path in pathlib.Path(dataset.path).iterdir() if path.is_file())
+        image_bytes = size / sum(dataset.lengths.values())
+    _say(
+        f"{what['model']} on {what['backbone']}, {what['batch']} images a device of {what['size']}, {what['dtype']}"
+        + (", weights and optimizer state split" if fsdp else "")
+    )
+    given = ("config", "model", "backbone", "classes", "size", "batch", "dtype", "rounds")
+    flags = [f"--{name}={value}" for name in given if (value := getattr(arguments, name)) is not None]
+    seconds = arguments.step_seconds or scaling.step_seconds_of([*flags, *arguments.fields])
+    return scaling.measure(model, what, step_seconds=seconds, image_bytes=image_bytes, fsdp=fsdp, log=_say)
 
 
 def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
