@@ -48,6 +48,7 @@ class Place:
     coordinator: str
     num_processes: int
     process_id: int
+    detected: bool = False  # told by what started the process, not by flags
 
     @property
     def address(self) -> tuple[str, int]:
@@ -85,14 +86,16 @@ def detect_place() -> Place | None:
     from jax._src.clusters import ClusterEnv
 
     for cluster in ClusterEnv._cluster_types:
-        if cluster.opt_in_only_method or not cluster.is_env_present():
-            continue
+        # Of any pod of Kubernetes JAX asks the API server; only one of an indexed job is one of several processes.
+        alone = cluster.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ
         try:
+            if alone or cluster.opt_in_only_method or not cluster.is_env_present():
+                continue
             num_processes, process_id = cluster.get_process_count(), cluster.get_process_id()
             if num_processes == 1:
                 return None
             port = os.environ.get("JAX_COORDINATOR_PORT")
-            return Place(cluster.get_coordinator_address(60, port), num_processes, process_id)
+            return Place(cluster.get_coordinator_address(60, port), num_processes, process_id, detected=True)
         except Exception as error:
             raise UserError(
                 f"this seems to be a process of {cluster.__name__}, but its place can't be read ({error}): give "
@@ -356,6 +359,8 @@ def together(
             coordinator_address=group.jax_address,
             num_processes=place.num_processes,
             process_id=place.process_id,
+            # Where the place was told, it says too which of the machine's devices are this process's.
+            cluster_detection_method=None if place.detected else "deactivate",
             # The group's own watch is to speak first.
             heartbeat_timeout_seconds=int(2 * silence) + 60,
         )

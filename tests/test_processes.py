@@ -268,7 +268,7 @@ def test_a_place_is_told_by_slurm(monkeypatch):
     assert processes.detect_place() is None
     in_slurm(monkeypatch, 4)
     monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
-    assert processes.detect_place() == Place("gpu07:1234", 4, 2)
+    assert processes.detect_place() == Place("gpu07:1234", 4, 2, detected=True)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert processes.detect_place() is None
 
@@ -281,6 +281,12 @@ def test_a_place_is_told_by_open_mpi(monkeypatch):
     place = processes.detect_place()
     assert (place.num_processes, place.process_id) == (8, 5)
     assert place.address[0] == "10.96.0.1"
+
+
+def test_a_pod_of_no_indexed_job_is_one_process(monkeypatch, recwarn):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert processes.detect_place() is None
+    assert not recwarn.list
 
 
 def test_a_place_that_can_not_be_read_is_said(monkeypatch):

@@ -94,7 +94,7 @@ def _shares(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
     return {what: 1000 * t / len(indices) for what, t in (spent | {"batch": stacked - changed}).items()}
 
 
-class _TorchDataset:
+class TorchDataset:
     """Augmented records by number, as a map-style data set."""
 
     def __init__(self, source, augment):
@@ -111,7 +111,7 @@ class _TorchDataset:
 def _torch_batches(config: ConfigDict, dataset: Dataset, workers: int) -> Iterator:
     torch = import_torch()
     loader = torch.utils.data.DataLoader(
-        _TorchDataset(dataset.source(dataset.train_split), build.augmentation(config)),
+        TorchDataset(dataset.source(dataset.train_split), build.augmentation(config)),
         batch_size=config.data.batch_size,
         shuffle=True,
         drop_last=True,
