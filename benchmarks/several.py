@@ -1,4 +1,4 @@
-"""Two processes over one, a core each, beside PyTorch's DDP: `python benchmarks/several.py --config=FILE --against=torch`.
+"""Two processes over one, a core each, beside PyTorch's DDP: `benchmarks/several.py --config=FILE --against=torch`.
 
 Images a second of training with input and checkpoints on, from step 10 to the last, at the same global batch, in turns.
 PyTorch is SMP's network under DistributedDataParallel with Gloo, on the same records, augmented in the same way by a

@@ -5,6 +5,7 @@ cores where there are none. A run that loses a process ends, and is started agai
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import signal
@@ -61,10 +62,11 @@ def launch(
                     errors="replace",
                     # Ctrl-C on a terminal goes to a whole group of processes, and would come twice.
                     start_new_session=True,
-                    preexec_fn=_on_cores(i, num_processes),
                 )
                 for i in range(num_processes)
             ]
+            for i, child in enumerate(children):
+                _put_on_cores(child.pid, i, num_processes)
             statuses = _watch(children, log)
             if signals or not any(statuses):
                 return 128 + signals[0] if signals else 0
@@ -92,16 +94,17 @@ def _watch(children: Sequence[subprocess.Popen], log: Callable[[str], object]) -
     for thread in threads:
         thread.start()
     deadline = None
-    while any(child.poll() is None for child in children):
-        if deadline is None and any(child.returncode for child in children):
+    while None in (statuses := [child.poll() for child in children]):
+        if deadline is None and any(statuses):
             deadline = time.monotonic() + GRACE
         if deadline and time.monotonic() > deadline:
             for child in children:
                 child.kill()
         time.sleep(0.1)
-    for thread in threads:
+    for thread, child in zip(threads, children, strict=True):
         thread.join(5.0)
-    return [child.returncode for child in children]
+        child.stdout.close()
+    return statuses
 
 
 def _devices(number: int, num_processes: int) -> dict[str, str]:
@@ -115,13 +118,15 @@ def _devices(number: int, num_processes: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number * each : (number + 1) * each])}
 
 
-def _on_cores(number: int, num_processes: int) -> Callable[[], None] | None:
-    """What a process does before it starts, to run on its part of the cores; None where it has them all."""
+def _put_on_cores(pid: int, number: int, num_processes: int) -> None:
+    """A process that has just begun, on its part of the cores, unless it has GPUs or there are too few cores."""
     if _devices(number, num_processes) or not hasattr(os, "sched_setaffinity"):
-        return None
+        return
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // num_processes
-    return (lambda: os.sched_setaffinity(0, cores[number * each : (number + 1) * each])) if each else None
+    if each:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(pid, cores[number * each : (number + 1) * each])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
