@@ -42,7 +42,7 @@ def _count_by_product(preds, labels, num_classes: int, ignore_label: int) -> jax
     true = ((labels[..., None] == classes) & valid).astype(jnp.float32)
     pred = (preds[..., None] == classes).astype(jnp.float32)
     rows = jnp.einsum("bhwt,bhwp->bhtp", true, pred, precision=jax.lax.Precision.HIGHEST)
-    return rows.astype(jnp.int32).sum(axis=(0, 1))
+    return rows.astype(jnp.int32).sum(axis=(0, 1), dtype=jnp.int32)
 
 
 def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,23 @@ def test_a_lost_process_is_named_and_launch_starts_again(alone, workplace, tmp_p
     assert "a process was lost; starting all again, 1 of at most 1 times" in out
     assert "[0] going on from step 3" in out
     assert_equal_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_scored_by_two_processes_as_by_one(alone, workplace, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(alone, tmp_path / "run"))
+    port = free_port()
+    flags = ["--mode=eval", "--split=test", f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
+    places = [("--num_processes=2", f"--process_id={i}") for i in range(2)]
+    started = [workplace.start("jaxseg.main", *flags, *place, JAX_NUM_CPU_DEVICES="1") for place in places]
+    for number, (status, out, err) in enumerate(ends(started)):
+        assert status == 0, err
+        assert ("mean IoU" in out) == (number == 0)
+    written = json.loads((workdir / "evaluations" / "test-best.json").read_text())
+    (status, _, err) = workplace.run("jaxseg.main", *flags[:3], JAX_NUM_CPU_DEVICES="1")
+    assert status == 0, err
+    due = json.loads((workdir / "evaluations" / "test-best.json").read_text())
+    assert (written["images"], written["counts"]) == (due["images"], due["counts"]) and due["images"] == 2
 
 
 def test_processes_of_different_configs_are_told_apart(workplace, tmp_path):
