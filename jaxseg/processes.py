@@ -353,6 +353,7 @@ def together(
     raised in all, passes.
     """
     import jax
+    from jax.experimental import multihost_utils
 
     with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
         jax.distributed.initialize(
@@ -366,6 +367,8 @@ def together(
         )
         device = jax.local_devices()[0]
         group.agree({"devices": {"number": jax.local_device_count(), "platform": device.platform}})
+        # Gloo gives all of them 30 s to connect at their first exchange: now, while they are level.
+        multihost_utils.sync_global_devices("jaxseg")
         yield group
 
 
