@@ -28,6 +28,13 @@ FOLDER = "checkpoints"
 KINDS = ("latest", "best")
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but it does not ask whether a signal came: `processes.Group` does, and JAX counts whoever asks."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save and closes."""
 
@@ -45,7 +52,7 @@ class Checkpoints:
                 max_to_keep=None if read_only else 1,
             )
             self._managers = {
-                kind: ocp.CheckpointManager(self.folder / kind, options=options)
+                kind: _Manager(self.folder / kind, options=options)
                 for kind in KINDS
                 if not read_only or (self.folder / kind).is_dir()
             }

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from jaxseg.errors import UserError
 from jaxseg.process import one_line_errors
 from jaxseg.processes import MISTAKE, free_port
 from jaxseg.writers import print_line
@@ -42,18 +43,25 @@ def launch(
     signals: list[int] = []
     children: list[subprocess.Popen] = []
 
+    def tell(child: subprocess.Popen) -> None:
+        if len(signals) > 1:
+            _kill(child)
+        elif child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+
     def pass_on(number, frame):
         signals.append(number)
         for child in children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM if len(signals) == 1 else signal.SIGKILL)
+            tell(child)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         for restarts in range(max_restarts + 1):
             address = f"--coordinator=localhost:{free_port()}"
-            children[:] = [
-                subprocess.Popen(
+            children.clear()
+            for i in range(num_processes):
+                child = subprocess.Popen(
                     [*command, *arguments, address, f"--num_processes={num_processes}", f"--process_id={i}"],
                     env=os.environ | _devices(i, num_processes),
                     stdout=subprocess.PIPE,
@@ -63,32 +71,42 @@ def launch(
                     # Ctrl-C on a terminal goes to a whole group of processes, and would come twice.
                     start_new_session=True,
                 )
-                for i in range(num_processes)
-            ]
-            for i, child in enumerate(children):
+                children.append(child)
                 _put_on_cores(child.pid, i, num_processes)
+                if signals:
+                    tell(child)
             statuses = _watch(children, log)
-            if signals or not any(statuses):
-                return 128 + signals[0] if signals else 0
-            # The first to tell of a mistake has it from itself; of what was killed the status is the signal's.
-            faults = [status for status in statuses if status not in (0, MISTAKE)]
-            if not faults:
-                return MISTAKE
+            if signals:
+                return 128 + signals[0]
+            # A signal to one of them has stopped all, in order; of what was killed the status is the signal's.
+            lost = [status for status in statuses if status not in (0, MISTAKE, 128 + signal.SIGTERM)]
+            if not lost:
+                return max(statuses)
             if restarts < max_restarts:
                 log(f"a process was lost; starting all again, {restarts + 1} of at most {max_restarts} times")
         log(f"given up after {max_restarts} restarts")
-        return faults[0] if faults[0] > 0 else 128 - faults[0]
+        return lost[0] if lost[0] > 0 else 128 - lost[0]
     finally:
+        for child in children:
+            _kill(child)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _kill(child: subprocess.Popen) -> None:
+    """The process and those that it started, which may outlive it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _watch(children: Sequence[subprocess.Popen], log: Callable[[str], object]) -> list[int]:
     """Logs what the processes print until all have ended; those that outlive a lost one for long are killed."""
 
     def forward(number: int, child: subprocess.Popen) -> None:
-        for line in child.stdout:
-            log(f"[{number}] {line.rstrip()}")
+        with child.stdout:
+            for line in child.stdout:
+                with contextlib.suppress(OSError):  # nobody listens any more; the process is to go on
+                    log(f"[{number}] {line.rstrip()}")
 
     threads = [threading.Thread(target=forward, args=pair, daemon=True) for pair in enumerate(children)]
     for thread in threads:
@@ -99,21 +117,31 @@ def _watch(children: Sequence[subprocess.Popen], log: Callable[[str], object]) -
             deadline = time.monotonic() + GRACE
         if deadline and time.monotonic() > deadline:
             for child in children:
-                child.kill()
+                _kill(child)
         time.sleep(0.1)
-    for thread, child in zip(threads, children, strict=True):
+    for child in children:
+        _kill(child)  # what it left behind would hold its pipe
+    for thread in threads:
         thread.join(5.0)
-        child.stdout.close()
     return statuses
 
 
 def _devices(number: int, num_processes: int) -> dict[str, str]:
-    """The environment in which a process sees its part of the GPUs; {} where they are no multiple."""
+    """The environment in which a process sees its part of the GPUs; {} where there are none.
+
+    Raises:
+      UserError: the processes do not divide them.
+    """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
     gpus = [str(i) for i in range(found)] if given is None else list(filter(None, given.split(",")))
-    if not gpus or len(gpus) % num_processes:
+    if not gpus:
         return {}
+    if len(gpus) % num_processes:
+        raise UserError(
+            f"--num_processes is {num_processes}, and there are {len(gpus)} GPUs, each of which is for one process: "
+            "take a number that divides them, or hide them with CUDA_VISIBLE_DEVICES= to run on cores"
+        )
     each = len(gpus) // num_processes
     return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[number * each : (number + 1) * each])}
 

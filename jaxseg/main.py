@@ -136,10 +136,14 @@ def run(_) -> None:
     workdir = WORKDIR.value or default_workdir(config_file) + ("-sweep" if SWEEP.value else "")
     try:
         if MODE.value == "eval":
+            import jax
+
             from jaxseg.score import eval_run
 
             use_compile_cache()
             facts = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, **overrides}
+            # Nothing is to be saved: a signal ends a process at once, and the others with it.
+            jax.config.update("jax_enable_preemption_service", False)
             with _group(workdir, {"flags": facts}):
                 eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         elif SWEEP.value:

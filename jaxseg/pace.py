@@ -39,14 +39,18 @@ class Pace:
             self._waited, self._steps = self._waited + now - started, self._steps + 1
         return batch
 
+    def restart(self) -> None:
+        """What follows a pause for scores or a checkpoint is counted anew."""
+        self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
+
     def slow(self) -> list[str]:
         """To be called now and then in all processes; in process 0 a line on each one that has become slow."""
         now = time.perf_counter()
         if self._steps and now - self._since >= EVERY:
             figures = {"input": self._waited / self._steps, "step": (now - self._since) / self._steps}
             self._group.tell_pace(**figures, product=self._product())
-            self._waited, self._steps, self._since = 0.0, 0, time.perf_counter()
-        found = who_is_slow(self._group.paces)
+            self.restart()
+        found = who_is_slow(dict(self._group.paces))  # of which the watch writes another one
         lines = [f"{self._group.names[key[0]]} {why}" for key, why in found.items() if key not in self._slow]
         self._slow = set(found)
         return lines

@@ -31,6 +31,7 @@ from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
 
 MISTAKE, FAULT = 1, 75  # exit statuses: of what starting again does not mend, and of what it may (EX_TEMPFAIL)
+HELLO = 10.0  # seconds in which who connects says who it is, and what it sees in the workdir
 GONE = 30.0  # seconds in which a machine does not take in what is sent to it, even for a process that is stopped
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 10.0  # seconds without one, and it is said who is waited for
@@ -101,6 +102,11 @@ def detect_place() -> Place | None:
                 f"this seems to be a process of {cluster.__name__}, but its place can't be read ({error}): give "
                 "--coordinator, --num_processes and --process_id"
             ) from error
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        raise UserError(
+            "this is a pod of an indexed job, and its place can't be read without the kubernetes package: give "
+            "--coordinator, --num_processes and --process_id, or --num_processes=1 if it is to train alone"
+        )
     return None
 
 
@@ -109,6 +115,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def _free_port_after(port: int) -> int:
+    with contextlib.suppress(OSError, OverflowError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", port + 1))
+        return port + 1
+    return free_port()
 
 
 class _Line:
@@ -202,13 +216,16 @@ def _receive_all(place: Place, own: dict[str, Any], workdir: pathlib.Path, timeo
                     raise UserError(_missing(place, members, timeout)) from None
                 lines[line] = None
                 try:
-                    hello = line.one(min(30.0, max(0.01, deadline - time.monotonic())))
+                    hello = line.one(min(HELLO, max(0.01, deadline - time.monotonic())))
                 except ValueError:
                     hello = None
                 if hello is None:  # somebody else who tried this port
                     del lines[line]
                     line.close()
                     continue
+                # One that has gone in the meantime may have been started again.
+                for gone in [other for other, number in lines.items() if number == hello["id"] and _is_gone(other)]:
+                    del members[lines.pop(gone)]
                 if fault := _fault(hello, members):
                     raise UserError(fault)
                 members[hello["id"]], lines[line] = hello, hello["id"]
@@ -218,7 +235,8 @@ def _receive_all(place: Place, own: dict[str, Any], workdir: pathlib.Path, timeo
                 line.close()
             raise
     names = [_name(members[i]) for i in range(place.num_processes)]
-    jax = f"{place.coordinator.rpartition(':')[0]}:{free_port()}"
+    # The port beside ours, so that a firewall can be told.
+    jax = f"{place.coordinator.rpartition(':')[0]}:{_free_port_after(place.address[1])}"
     for line in lines:
         line.send(names=names, jax=jax)
     return Group(place, names, jax, {number: line for line, number in lines.items()})
@@ -257,6 +275,7 @@ def _token(workdir: pathlib.Path):
     path, token = workdir / TOKEN, secrets.token_hex(8)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of a process 0 that was killed here
         path.write_text(token, encoding="utf-8")
     except OSError as error:
         raise UserError(f"the workdir {workdir} can't be written to: {error.strerror}") from error
@@ -265,6 +284,11 @@ def _token(workdir: pathlib.Path):
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _is_gone(line: _Line) -> bool:
+    """Whether the other side, which has nothing to say, has ended."""
+    return line.receive(0) is None
 
 
 def _read_token(workdir: pathlib.Path) -> str:
@@ -358,6 +382,7 @@ def together(
     with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
         jax.distributed.initialize(
             coordinator_address=group.jax_address,
+            initialization_timeout=60,
             num_processes=place.num_processes,
             process_id=place.process_id,
             # Where the place was told, it says too which of the machine's devices are this process's.
@@ -369,7 +394,13 @@ def together(
         group.agree({"devices": {"number": jax.local_device_count(), "platform": device.platform}})
         # Gloo gives all of them 30 s to connect at their first exchange: now, while they are level.
         multihost_utils.sync_global_devices("jaxseg")
-        yield group
+        try:
+            yield group
+        except Interrupted:
+            jax.distributed.shutdown()
+            raise
+        # Waits for all of them, and is watched as long.
+        jax.distributed.shutdown()
 
 
 @contextlib.contextmanager
@@ -382,6 +413,8 @@ def _ending_at_once() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(MISTAKE)
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -484,7 +517,8 @@ class Group:
 
     def __exit__(self, kind, error, traceback) -> None:
         """Says goodbye, or why not."""
-        if error is not None and not isinstance(error, UserError | Interrupted):
+        mistake = isinstance(error, UserError) and error.__cause__ is None
+        if error is not None and not mistake and not isinstance(error, Interrupted | KeyboardInterrupt):
             # Perhaps for numbers that a process owed which is no more: the watch finds out which, and ends this one.
             self._thread.join(PATIENCE)
         self._ended.set()
@@ -501,9 +535,13 @@ class Group:
             line.close()
 
     def _run(self) -> None:
-        beat = 0.0
+        beat, last = 0.0, time.monotonic()
         while not self._ended.is_set():
             now = time.monotonic()
+            if now - last > SILENT / 2:
+                # This process was stopped itself; what the others said meanwhile is still to be read.
+                self._heard = {number: heard + now - last for number, heard in self._heard.items()}
+            last = now
             if now - beat >= BEAT:
                 beat = now
                 for line in self._lines.values():

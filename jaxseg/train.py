@@ -50,6 +50,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
 
     # ------------------------------------------------------------------------------------------- data, network, state
     dataset = open_data(config)
+    if group:
+        # Here those wait who had nothing to prepare.
+        group.agree({"data": {"records": pathlib.Path(dataset.path).parent.name, **dataset.lengths}})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
     split = eval_split(config, dataset)
@@ -65,8 +68,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         # ---------------------------------------------------------------------------------------- where it goes on
         start, progress = checkpoints.latest or 0, record.FRESH
         if group:
-            records = pathlib.Path(dataset.path).parent.name
-            group.agree({"data": {"records": records, **dataset.lengths}, "workdir": {"latest checkpoint": start}})
+            group.agree({"workdir": {"latest checkpoint": start}})
         if start > num_steps:
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
@@ -140,6 +142,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             if evaluating or saving:
                 run.status("running")
                 run.start_clock()
+                if pace:
+                    pace.restart()
             if stopped:
                 checkpoints.wait()
                 saved = f"step {step} is saved, start again to go on" if step else "no step was done yet"

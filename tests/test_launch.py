@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT
 
 from jaxseg import launch as launching
+from jaxseg.errors import UserError
 from jaxseg.launch import launch, main
 from jaxseg.processes import FAULT, MISTAKE
 
@@ -65,6 +66,12 @@ def test_a_mistake_is_not_tried_again(tmp_path):
     assert not any("again" in line for line in lines)
 
 
+def test_a_run_that_a_signal_to_one_has_stopped_stays_so(tmp_path):
+    status, lines = run(tmp_path, "0:143,1:143,2:143")
+    assert (status, starts(tmp_path)) == (143, [1, 1, 1])
+    assert not any("again" in line for line in lines)
+
+
 def test_it_gives_up(tmp_path):
     status, lines = run(tmp_path, "1:-9", max_restarts=0)
     assert status == 128 + signal.SIGKILL
@@ -96,7 +103,8 @@ def test_a_signal_is_passed_on_and_ends_it(number, tmp_path):
 def test_gpus_are_dealt_out_evenly(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert [launching._devices(i, 2)["CUDA_VISIBLE_DEVICES"] for i in range(2)] == ["4,5", "6,7"]
-    assert launching._devices(0, 3) == {}
+    with pytest.raises(UserError, match=r"--num_processes is 3, and there are 4 GPUs"):
+        launching._devices(0, 3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert launching._devices(0, 2) == {}
 

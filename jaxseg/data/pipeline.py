@@ -1,6 +1,9 @@
 """Batches: the endless stream that is trained on and the finite one that is scored on, both read ahead by Grain."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -79,7 +82,19 @@ def train_batches(
     quiet = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), quiet]))
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    return iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return iter(stream.mp_prefetch(options, worker_init_fn=_end_with_parent))
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """In a worker process: it ends with the one that started it, which may be killed, and leaves Ctrl-C to it."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Variants:
