@@ -186,7 +186,7 @@ def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field,
     changed = quickstart(**{field.replace(".", "__"): other.get(type(value), lambda: value + 1)()})
     may = {
         *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),
-        *("train.patience", "data.eval_batch_size", "data.workers"),
+        *("train.patience", "train.fsdp", "data.eval_batch_size", "data.workers"),
         *("eval.boundary_tolerance", "eval.published"),
     }
     if field in may:
