@@ -24,8 +24,9 @@ CHECKPOINT_EVERY = 20
 
 def start(command: list[str], core: int) -> subprocess.Popen:
     """The command on one core."""
-    pin = {"preexec_fn": lambda: os.sched_setaffinity(0, {core})}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **pin)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    os.sched_setaffinity(process.pid, {core})
+    return process
 
 
 def ours(config: list[str], num_processes: int, steps: int) -> float:

@@ -30,6 +30,7 @@ from typing import Any
 from jaxseg.errors import UserError
 from jaxseg.process import Interrupted
 
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 MISTAKE, FAULT = 1, 75  # exit statuses: of what starting again does not mend, and of what it may (EX_TEMPFAIL)
 HELLO = 10.0  # seconds in which who connects says who it is, and what it sees in the workdir
 GONE = 30.0  # seconds in which a machine does not take in what is sent to it, even for a process that is stopped
@@ -426,9 +427,12 @@ def code_facts() -> dict[str, str]:
     root, digest = pathlib.Path(__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in libraries}
-    return {"source": digest.hexdigest()[:12], "python": platform.python_version(), **versions}
+    return {"source": digest.hexdigest()[:12], "python": platform.python_version(), **library_versions()}
+
+
+def library_versions() -> dict[str, str]:
+    """Of the libraries that numbers come from."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 # ------------------------------------------------------------------------------------------------------ while they work
@@ -438,8 +442,8 @@ class Group:
     """All processes of a run, once they have met; a context manager that watches them.
 
     A thread tells the others every second that this process lives. Who is silent is named; who ends without a word, or
-    is silent for too long, ends the run: every process says who it was and exits with status 1, at once, for a thread
-    that waits for numbers of a process that is no more can't be woken.
+    is silent for too long, ends the run: every process says who it was and exits with `FAULT`, at once, for a thread
+    that waits for numbers of a process that is no more can't be woken. After a mistake of the user's it is `MISTAKE`.
 
     Attributes:
       names: of all processes, by number.
@@ -455,13 +459,13 @@ class Group:
         self._told: queue.Queue[tuple[int, Any]] = queue.Queue()  # facts that others sent, or what was found of them
         self.paces: dict[int, dict[str, float]] = {}
 
-    def watch(self, say: Say, silence: float, end: Callable[[str, int], None] | None = None) -> "Group":
-        """Begins to; `say` is called with what is to be told, and `end` with why the run ends, and the exit status.
+    def watch(self, say: Say, silence: float) -> "Group":
+        """Begins to; `say` is called with what is to be told.
 
         Args:
           silence: seconds after which a process that is silent is given up.
         """
-        self._say, self._silence, self._end = say, silence, end or _end
+        self._say, self._silence = say, silence
         self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
         self._thread.start()
         return self
@@ -551,8 +555,7 @@ class Group:
                 why, status = lost if isinstance(lost, tuple) else (lost, FAULT)
                 for line in self._lines.values():
                     line.send(lost=why, status=status)
-                self._end(why, status)
-                return
+                _end(why, status)
 
     def _hear(self) -> str | tuple[str, int]:
         """Reads what has come; who was lost, if anybody, perhaps with the status that the others end with."""

@@ -1,7 +1,6 @@
 """What a run tells while it goes and leaves in its workdir: config, run.json, rows of metrics, pictures, curves."""
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import pathlib
@@ -24,12 +23,12 @@ from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.files import replacing
 from jaxseg.models import cost
+from jaxseg.processes import library_versions
 from jaxseg.protocols import WORDS, from_config
 from jaxseg.score import write_evaluation
 from jaxseg.writers import METRICS, Writers, read_metrics
 
 RUN = "run.json"
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # What a checkpoint keeps beside the state, all of it JSON: the best score and its step, evaluations since then, the
 # step last scored, losses not yet in a row, seconds of steps and how many steps took them.
@@ -103,7 +102,7 @@ class Record:
             "device": device.device_kind,
             "num_devices": self.mesh.size,
             "records": pathlib.Path(dataset.path).parent.name,
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "versions": library_versions(),
         }
         self.writers.message(
             f"{config.model.name} on {config.model.backbone}, {size / 1e6:.2f} million parameters, "
