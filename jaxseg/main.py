@@ -140,11 +140,11 @@ def run(_) -> None:
 
             from jaxseg.score import eval_run
 
-            use_compile_cache()
             facts = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, **overrides}
             # Nothing is to be saved: a signal ends a process at once, and the others with it.
             jax.config.update("jax_enable_preemption_service", False)
             with _group(workdir, {"flags": facts}):
+                use_compile_cache()
                 eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
         elif SWEEP.value:
             from jaxseg.sweep import sweep
@@ -157,8 +157,8 @@ def run(_) -> None:
             from jaxseg.config import flatten
             from jaxseg.train import train
 
-            use_compile_cache()
             with _group(workdir, {"config": flatten(CONFIG.value)}) as group:
+                use_compile_cache()
                 train(CONFIG.value, workdir, group=group)
     except Interrupted as signal:
         # What shells give for a process that a signal ended.

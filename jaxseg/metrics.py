@@ -6,27 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.partition import on_cpu
+
 
 def confusion_matrix(preds: jax.Array, labels: jax.Array, num_classes: int, *, ignore_label: int = 255) -> jax.Array:
     """`counts[true, pred]` of the valid pixels of a batch, int32 `[num_classes, num_classes]`.
 
     Exact for any batch up to 2^31 pixels; sum batches on the host in int64 (float32 stops counting at 2^24, and JAX has
-    no int64 by default). On one CPU device it is a scatter, elsewhere, where that is slow or moves images between
-    devices, a product of one-hot rows, which float32 counts exactly up to 2^24 pixels a row.
+    no int64 by default). On a CPU it is a scatter, elsewhere, where that is slow, a product of one-hot rows, which
+    float32 counts exactly up to 2^24 pixels a row.
 
     Args:
       preds: integers `[B, H, W]` in [0, num_classes).
       labels: integers `[B, H, W]`; `ignore_label` is left out.
     """
     preds, labels = preds.astype(jnp.int32), labels.astype(jnp.int32)
-    if jax.device_count() > 1:
-        return _count_by_product(preds, labels, num_classes, ignore_label)
-    return jax.lax.platform_dependent(
-        preds,
-        labels,
-        cpu=functools.partial(_count_by_scatter, num_classes=num_classes, ignore_label=ignore_label),
-        default=functools.partial(_count_by_product, num_classes=num_classes, ignore_label=ignore_label),
-    )
+    settings = {"num_classes": num_classes, "ignore_label": ignore_label}
+    scatter = functools.partial(_count_by_scatter, **settings)
+    product = functools.partial(_count_by_product, **settings)
+    return on_cpu(scatter, product, preds, labels, batched=(True, True), summed=True)
 
 
 def _count_by_scatter(preds, labels, num_classes: int, ignore_label: int) -> jax.Array:

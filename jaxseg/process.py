@@ -44,10 +44,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 def use_compile_cache() -> None:
-    """Programs compiled once are read from the user's cache folder the next time; JAX's own settings go first."""
+    """Programs compiled once are read from the user's cache folder the next time; JAX's own settings go first.
+
+    Not on a CPU that has oneDNN's convolutions: jaxlib can't write programs with them, and they are worth more. Asks
+    for JAX's devices: processes that belong together have to have met before.
+    """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    from jaxseg.models.layers import onednn
+
+    slow = jax.default_backend() != "cpu" or not onednn.usable(jax.numpy.float32)
+    if jax.config.jax_compilation_cache_dir is None and slow:
         root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(root, "jaxseg", "xla"))
 

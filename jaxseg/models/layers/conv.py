@@ -46,6 +46,12 @@ def _pairs(padding: Padding) -> Sides:
     return ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
 
 
+def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    # In bfloat16 too the sum and the gradient of `bias`, a sum over all pixels, are of float32.
+    wide = jnp.promote_types(y.dtype, jnp.float32)
+    return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+
+
 class Conv(nn.Module):
     """Convolution with explicit padding, `[B, H, W, C]` to `[B, H', W', features]`.
 
@@ -73,7 +79,7 @@ class Conv(nn.Module):
         else:
             y = dense_conv(x, kernel, stride, padding, self.dilation)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y
 
 
@@ -106,7 +112,7 @@ class ConvTranspose(nn.Module):
         else:
             y = dense_conv_transpose(x, kernel, self.stride, self.padding, self.output_padding)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y = _add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,)))
         return y
 
 

@@ -5,7 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxseg.models.layers import winograd
+from jaxseg.models.layers import onednn, winograd
+from jaxseg.partition import on_cpu
 
 # Bytes of unfolded windows at a time in `_weight_grad`, or as many as the gradient has: best from 8x8 to 256x256.
 _BLOCK = 4 * 2**20
@@ -113,9 +114,9 @@ def dense_conv(
 ) -> jax.Array:
     """Convolution over all channels.
 
-    It is XLA's convolution, but for a single CPU. There 3x3 kernels of many channels go through `winograd`, and other
-    weight gradients, which XLA computes as a convolution with `dy` as its kernel, are matrix products of a few rows
-    each, up to four times as fast. Values and gradients are equal up to rounding.
+    It is XLA's convolution, but for CPUs. There 3x3 kernels of many channels go through `winograd` and others through
+    `onednn`. Where that can't be had, weight gradients, which XLA computes as a convolution with `dy` as its kernel,
+    are matrix products of a few rows each, up to four times as fast. Values and gradients are equal up to rounding.
 
     Args:
       x: `[B, H, W, C]`.
@@ -135,70 +136,60 @@ def _forward(x, kernel, stride, padding, dilation):
 
 def _backward(stride, padding, dilation, residuals, dy):
     x, kernel = residuals
-    of_kernel = jax.vjp(lambda kernel: _plain(x, kernel, stride, padding, dilation), kernel)[1]
     dx = _input_grad(x, kernel, dy, stride, padding, dilation)
-    return dx, _kernel_grad(kernel, x, dy, stride, padding, dilation, lambda: of_kernel(dy)[0])
+
+    def plain(x, dy):
+        return jax.vjp(lambda kernel: _plain(x, kernel, stride, padding, dilation), kernel)[1](dy)[0]
+
+    return dx, _kernel_grad(kernel, x, dy, stride, padding, dilation, plain)
 
 
 def _convolve(x, kernel, stride, padding, dilation) -> jax.Array:
-    plain = functools.partial(_plain, x, kernel, stride, padding, dilation)
+    plain = functools.partial(_plain, stride=stride, padding=padding, dilation=dilation)
     if _by_winograd(x, kernel, stride, padding, dilation):
-        return jax.lax.platform_dependent(cpu=lambda: winograd.convolve(x, kernel, padding, dilation), default=plain)
-    if _even(x.shape[3]) == x.shape[3]:
-        return plain()
-    return jax.lax.platform_dependent(
-        cpu=lambda: _plain(_filled(x, 3), _filled(kernel, 2), stride, padding, dilation), default=plain
-    )
+        form = functools.partial(winograd.convolve, padding=padding, dilation=dilation)
+    elif onednn.usable(x.dtype, stride, dilation):
+        form = functools.partial(onednn.convolve, stride=stride, padding=padding, dilation=dilation)
+    else:
+        return plain(x, kernel)
+    return on_cpu(form, plain, x, kernel, batched=(True, False))
 
 
 def _input_grad(x, kernel, dy, stride, padding, dilation) -> jax.Array:
-    plain = jax.vjp(lambda x: _plain(x, kernel, stride, padding, dilation), x)[1]
+    def plain(dy, kernel):
+        return jax.vjp(lambda x: _plain(x, kernel, stride, padding, dilation), x)[1](dy)[0]
+
     if max(max(sides) for sides in padding) <= 2 * dilation and _by_winograd(x, kernel, stride, padding, dilation):
-        return jax.lax.platform_dependent(
-            cpu=lambda: winograd.input_grad(dy, kernel, padding, dilation), default=lambda: plain(dy)[0]
+        form = functools.partial(winograd.input_grad, padding=padding, dilation=dilation)
+    elif onednn.usable(x.dtype, stride, dilation):
+        form = functools.partial(
+            onednn.input_grad, size=x.shape[1:3], stride=stride, padding=padding, dilation=dilation
         )
-    if _even(dy.shape[3]) == dy.shape[3]:
-        return plain(dy)[0]
-    filled = jax.vjp(lambda x: _plain(x, _filled(kernel, 3), stride, padding, dilation), x)[1]
-    return jax.lax.platform_dependent(cpu=lambda: filled(_filled(dy, 3))[0], default=lambda: plain(dy)[0])
-
-
-def _even(channels: int) -> int:
-    """So many channels, or a few more, as a convolution on a CPU takes in fastest.
-
-    21 take twice as long as 24 in XLA, and 40 or 72 half as long again as 48 or 80.
-    """
-    eights = -(-channels // 8) * 8
-    return channels if channels <= 16 else eights + 8 if eights in (40, 72) else eights
-
-
-def _filled(x, axis: int) -> jax.Array:
-    """`x` with zeros for the channels that are added."""
-    extra = _even(x.shape[axis]) - x.shape[axis]
-    return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
-
-
-def _by_winograd(x, kernel, stride, padding, dilation) -> bool:
-    # Not in bfloat16, which sums of sums would round at every turn, nor over several devices, see `_kernel_grad`.
-    return (
-        jnp.finfo(x.dtype).bits >= 32
-        and jax.device_count() == 1
-        and winograd.pays(x.shape, kernel.shape, stride, padding, dilation)
-    )
+    else:
+        return plain(dy, kernel)
+    return on_cpu(form, plain, dy, kernel, batched=(True, False))
 
 
 def _kernel_grad(kernel, image, dy, stride, padding, dilation, plain) -> jax.Array:
-    """The gradient of `kernel` as it slides over `image`, `plain()` where XLA's own is the better one."""
-    # Over several devices a loop over blocks of a sharded batch would exchange its sums at every turn; a kernel of
-    # k x k pixels is k * k slices in the program, hundreds for a large one.
+    """The gradient of `kernel` as it slides over `image`, `plain(image, dy)` where XLA's own is the better one."""
+    # A kernel of k x k pixels is k * k slices in the program of `_weight_grad`, hundreds for a large one.
     k = kernel.shape[0]
-    if jax.device_count() > 1 or k > _LARGEST:
-        return plain()
     if _by_winograd(image, kernel, stride, padding, dilation):
-        return jax.lax.platform_dependent(cpu=lambda: winograd.weight_grad(image, dy, padding, dilation), default=plain)
-    return jax.lax.platform_dependent(
-        cpu=lambda: _weight_grad(image, dy, k, stride, padding, dilation).astype(kernel.dtype), default=plain
-    )
+        form = functools.partial(winograd.weight_grad, padding=padding, dilation=dilation)
+    elif onednn.usable(image.dtype, stride, dilation):
+        form = functools.partial(onednn.weight_grad, k=k, stride=stride, padding=padding, dilation=dilation)
+    elif k <= _LARGEST:
+        form = functools.partial(_weight_grad, k=k, stride=stride, padding=padding, dilation=dilation)
+    else:
+        return plain(image, dy)
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    grad = on_cpu(form, lambda *args: plain(*args).astype(wide), image, dy, batched=(True, True), summed=True)
+    return grad.astype(kernel.dtype)
+
+
+def _by_winograd(x, kernel, stride, padding, dilation) -> bool:
+    # Not in bfloat16, which sums of sums would round at every turn.
+    return jnp.finfo(x.dtype).bits >= 32 and winograd.pays(x.shape, kernel.shape, stride, padding, dilation)
 
 
 dense_conv.defvjp(_forward, _backward)
@@ -215,11 +206,16 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       `[..., O]`, in `x`'s dtype.
     """
-    return x @ kernel
+    return _product(x, kernel)
+
+
+def _product(x, kernel) -> jax.Array:
+    # In bfloat16 a CPU has fast products for float32 results alone.
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
 
 
 def _pointwise_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+    return _product(x, kernel), (x, kernel)
 
 
 def _pointwise_backward(residuals, dy):
@@ -228,10 +224,21 @@ def _pointwise_backward(residuals, dy):
     # in that order together with all that `dy` came from, a cache line a value.
     dy = jax.lax.optimization_barrier(dy)
     rows, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dy @ kernel.T, rows.T @ rows_of_dy if x.shape[-1] <= dy.shape[-1] else (rows_of_dy.T @ rows).T
+    of_kernel = _product(rows.T, rows_of_dy) if x.shape[-1] <= dy.shape[-1] else _product(rows_of_dy.T, rows).T
+    return _product(dy, kernel.T), of_kernel
 
 
 pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _transpose(x, kernel, stride, padding, output_padding) -> jax.Array:
+    plain = functools.partial(_transposed_plain, stride=stride, padding=padding, output_padding=output_padding)
+    if not onednn.usable(x.dtype, stride):
+        return plain(x, kernel)
+    size = tuple((n - 1) * stride - 2 * padding + kernel.shape[0] + output_padding for n in x.shape[1:3])
+    sides = ((padding, padding), (padding, padding))
+    form = functools.partial(onednn.input_grad, size=size, stride=stride, padding=sides, dilation=1)
+    return on_cpu(form, plain, x, kernel, batched=(True, False))
 
 
 def _transposed_plain(x, kernel, stride, padding, output_padding):
@@ -263,19 +270,22 @@ def dense_conv_transpose(
     Returns:
       `[B, H', W', O]` with `H' = (H - 1) * stride - 2 * padding + k + output_padding`, in `x`'s dtype.
     """
-    return _transposed_plain(x, kernel, stride, padding, output_padding)
+    return _transpose(x, kernel, stride, padding, output_padding)
 
 
 def _transposed_forward(x, kernel, stride, padding, output_padding):
-    return _transposed_plain(x, kernel, stride, padding, output_padding), (x, kernel)
+    return _transpose(x, kernel, stride, padding, output_padding), (x, kernel)
 
 
 def _transposed_backward(stride, padding, output_padding, residuals, dy):
     x, kernel = residuals
     sides = ((padding, padding), (padding, padding))
-    of_kernel = jax.vjp(lambda kernel: _transposed_plain(x, kernel, stride, padding, output_padding), kernel)[1]
-    dx = _plain(dy, kernel, stride, sides, 1)
-    return dx, _kernel_grad(kernel, dy, x, stride, sides, 1, lambda: of_kernel(dy)[0])
+    dx = _convolve(dy, kernel, stride, sides, 1)
+
+    def plain(dy, x):
+        return jax.vjp(lambda kernel: _transposed_plain(x, kernel, stride, padding, output_padding), kernel)[1](dy)[0]
+
+    return dx, _kernel_grad(kernel, dy, x, stride, sides, 1, plain)
 
 
 dense_conv_transpose.defvjp(_transposed_forward, _transposed_backward)
