@@ -14,6 +14,9 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 # pair of channels of the kernel.
 _VALUE, _PAIR = 240, 2000
 
+# What three pixels of a kernel are taken to along an axis: a, (a + b + c) / 2, (a - b + c) / 2 and c.
+_SUMS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+
 
 def pays(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Sides, dilation: int) -> bool:
     """Whether `[B, H, W, C]` of `shape` and `[k, k, C, O]` of `kernel` are convolved faster this way on a CPU."""
@@ -28,7 +31,7 @@ def pays(shape: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Sides, dilation: int) -> jax.Array:
     """`[B, H, W, C]` with `[3, 3, C, O]` to `[B, H', W', O]`, as `dense_conv` at stride 1."""
     of_kernel = _of_kernel(kernel)
-    return _assemble(x, padding, dilation, lambda i, j, of_x: of_x @ of_kernel[i][j])
+    return _assemble(x, padding, dilation, lambda i, j, of_x: of_x @ of_kernel[i, j])
 
 
 def input_grad(dy: jax.Array, kernel: jax.Array, padding: Sides, dilation: int) -> jax.Array:
@@ -40,7 +43,7 @@ def input_grad(dy: jax.Array, kernel: jax.Array, padding: Sides, dilation: int) 
     of_kernel = _of_kernel(kernel)
     # Turned about, a kernel has the same sums, the first for the last.
     other = (3, 1, 2, 0)
-    return _assemble(dy, back, dilation, lambda i, j, of_dy: of_dy @ of_kernel[other[i]][other[j]].T)
+    return _assemble(dy, back, dilation, lambda i, j, of_dy: of_dy @ of_kernel[other[i], other[j]].T)
 
 
 def weight_grad(x: jax.Array, dy: jax.Array, padding: Sides, dilation: int) -> jax.Array:
@@ -49,9 +52,8 @@ def weight_grad(x: jax.Array, dy: jax.Array, padding: Sides, dilation: int) -> j
     dy = _phases(jnp.pad(dy, ((0, 0), (0, h - dy.shape[1]), (0, w - dy.shape[2]), (0, 0))), dilation)
     of_dy = _both(lambda a, b: (a, a + b, a - b, -b), [[dy[:, i::2, j::2] for j in range(2)] for i in range(2)])
     of_x = _of_input(_phases(_fill(x, padding, dilation), dilation))
-    products = [[_rows(of_x[i][j]).T @ _rows(of_dy[i][j]) for j in range(4)] for i in range(4)]
-    grid = _both(lambda a, b, c, d: (a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d), products)
-    return jnp.stack([jnp.stack(row) for row in grid])
+    products = [_rows(a).T @ _rows(b) for a, b in zip(_flat(of_x), _flat(of_dy), strict=True)]
+    return _times(_sums(x.dtype).T, jnp.stack(products)).reshape(3, 3, x.shape[-1], dy.shape[-1])
 
 
 def _assemble(x, padding: Sides, dilation: int, product) -> jax.Array:
@@ -109,16 +111,30 @@ def _of_input(x) -> list[list[jax.Array]]:
     return _both(lambda a, b, c, d: (a - c, b + c, c - b, b - d), tiles)
 
 
-def _of_kernel(kernel) -> list[list[jax.Array]]:
-    """The 4x4 sums of the kernel, each `[C, O]`."""
-    pixels = [[kernel[i, j] for j in range(3)] for i in range(3)]
-    return _both(lambda a, b, c: (a, (a + b + c) / 2, (a - b + c) / 2, c), pixels)
+def _of_kernel(kernel) -> jax.Array:
+    """The 4x4 sums of the kernel, `[4, 4, C, O]`."""
+    return _times(_sums(kernel.dtype), kernel).reshape(4, 4, *kernel.shape[2:])
+
+
+def _sums(dtype) -> jax.Array:
+    """`_SUMS` along both axes, `[16, 9]`, made in the program: what is computed by each device may hold no array."""
+    sums = jnp.concatenate([jax.lax.full((1,), factor, dtype) for row in _SUMS for factor in row]).reshape(4, 3)
+    return (sums[:, None, :, None] * sums[None, :, None, :]).reshape(16, 9)
+
+
+def _times(sums: jax.Array, x) -> jax.Array:
+    """`sums` `[n, m]` over the first axes of `x`, `m` in all, exact: factors are powers of 2, products are added."""
+    return jnp.matmul(sums, x.reshape(sums.shape[1], -1), precision=jax.lax.Precision.HIGHEST)
 
 
 def _both(sums, grid) -> list[list[jax.Array]]:
     """`sums` along the columns of a square of arrays, and then along its rows."""
     columns = [sums(*column) for column in zip(*grid, strict=True)]
     return [sums(*row) for row in zip(*columns, strict=True)]
+
+
+def _flat(grid):
+    return [array for row in grid for array in row]
 
 
 def _rows(x) -> jax.Array:
