@@ -9,6 +9,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `configs` is no part of the installed package
@@ -25,3 +26,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set JAXSEG_SHARED to the folder with data and weights")
     return folder
+
+
+@pytest.fixture
+def no_compile_cache():
+    """No program is kept on disk while the test lasts: those that call oneDNN can't be."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()

@@ -15,6 +15,7 @@ from helpers import ROOT, assert_same_run, flags_of, one_error, rows, steps
 from PIL import Image
 
 from jaxseg import main
+from jaxseg.models.layers import onednn
 from jaxseg.process import use_compile_cache
 
 pytest_plugins = ["tiny_runs"]
@@ -122,6 +123,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(cache_home, monkeypatch, 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if cache_home:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(onednn, "usable", lambda *a: False)
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)

@@ -73,7 +73,7 @@ def test_other_devices_take_the_plain_form():
 
 @pytest.mark.parametrize("form", ["onednn", "winograd", "products"])
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_convolutions_over_two_devices_are_those_of_one(mesh, form, depthwise, monkeypatch):
+def test_convolutions_over_two_devices_are_those_of_one(mesh, form, depthwise, monkeypatch, no_compile_cache):
     if form == "onednn" and not onednn.usable(jnp.float32):
         pytest.skip("no oneDNN here")
     monkeypatch.setattr(onednn, "usable", lambda *a: form == "onednn")

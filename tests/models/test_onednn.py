@@ -15,7 +15,7 @@ ROUNDING = {"float32": 2e-5, "bfloat16": 2e-2}
 
 
 @pytest.fixture(autouse=True)
-def on_a_cpu_that_has_it():
+def on_a_cpu_that_has_it(no_compile_cache):
     if not onednn._processor():
         pytest.skip("this jaxlib's oneDNN was not tried, or this is no x86 processor under Linux")
     with jax.default_device(jax.devices("cpu")[0]):
