@@ -101,7 +101,7 @@ class Record:
             "image_size": image_size,
             "device": device.device_kind,
             "num_devices": self.mesh.size,
-            "records": pathlib.Path(dataset.path).parent.name,
+            "records": dataset.content,
             "versions": library_versions(),
         }
         self.writers.message(

@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     dataset = open_data(config)
     if group:
         # Here those wait who had nothing to prepare.
-        group.agree({"data": {"records": pathlib.Path(dataset.path).parent.name, **dataset.lengths}})
+        group.agree({"data": {"records": dataset.content, **dataset.lengths}})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
     split = eval_split(config, dataset)

@@ -31,12 +31,14 @@ class Dataset:
     Attributes:
       info: its classes.
       path: the folder with its records.
+      content: its name and a hash of what is in it; copies of the data on several machines have the same.
       lengths: the number of images of every split.
       train_split, eval_split: the names of the splits that are trained and scored on.
     """
 
     info: DataInfo
     path: str
+    content: str
     lengths: dict[str, int]
     train_split: str
     eval_split: str
@@ -99,11 +101,11 @@ def open_dataset(name: str, *, directory: str = "", version: str = "", progress:
     """
     recipe = _recipe(name)(directory, version, progress)
     from jaxseg.data.builder import prepare
-    from jaxseg.data.source import read_sizes
+    from jaxseg.data.source import read_content, read_sizes
 
     path = str(prepare(recipe, progress))
     lengths = {split: len(rows) for split, rows in read_sizes(path).items()}
     missing = [split for split in (recipe.train_split, recipe.eval_split) if split not in lengths]
     if missing:
         raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}.")
-    return Dataset(recipe.info, path, lengths, recipe.train_split, recipe.eval_split)
+    return Dataset(recipe.info, path, read_content(path), lengths, recipe.train_split, recipe.eval_split)

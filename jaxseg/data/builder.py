@@ -8,6 +8,7 @@ gigabyte tfds takes it, for the files that the records are put in order in.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import itertools
 import json
@@ -36,13 +37,14 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 
     name = "jaxseg"
     # To be raised when records or metadata change their form: everything is then prepared anew.
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # tfds would look beside this file for checksums of downloads, by way of a package it does not declare.
     code_path = None
 
     def __init__(self, recipe: Recipe, root: Path, counter=None):
         self._recipe, self._counter = recipe, counter
         self._sizes: dict[str, list[tuple[int, int]]] = {}
+        self._contents: dict[str, str] = {}
         config = tfds.core.BuilderConfig(name=f"{recipe.key}-{recipe.fingerprint}")
         super().__init__(data_dir=str(root), config=config, file_format="array_record")
 
@@ -57,7 +59,9 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
                     "id": tfds.features.Text(),
                 }
             ),
-            metadata=tfds.core.MetadataDict(origin=self._recipe.origin, key=self._recipe.key, sizes=self._sizes),
+            metadata=tfds.core.MetadataDict(
+                origin=self._recipe.origin, key=self._recipe.key, sizes=self._sizes, contents=self._contents
+            ),
             # The records keep the order of the lists.
             disable_shuffling=True,
         )
@@ -67,17 +71,20 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         sizes = self._sizes[split] = []
+        content = hashlib.sha256()
         items = self._recipe.splits()[split]
         records = _read_ahead(self._recipe, items)
         # tfds sorts a large split by thousandths of the range of keys, each of them in memory: neighbours 0, 1, 2 would
         # all come into the first.
         distance = 2**HKEY_SIZE // max(1, len(items))
-        for index, (name, image, labels, size) in enumerate(counted(records, self._counter)):
+        for index, (name, image, labels, size, digest) in enumerate(counted(records, self._counter)):
             sizes.append(size)
+            content.update(digest)
             yield index * distance, {"images": io.BytesIO(image), "labels": io.BytesIO(labels), "id": name}
+        self._contents[split] = content.hexdigest()
 
 
-def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, bytes, bytes, tuple[int, int]]]:
+def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, bytes, bytes, tuple[int, int], bytes]]:
     def read(item):
         name, image, labels = recipe.read(item)
         check_labels(labels, recipe.info, str(getattr(item, "labels", name)))
@@ -89,7 +96,9 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, byt
                 )
         except ValueError as error:
             raise UserError(f"cannot use {getattr(item, 'image', name)}: {error}; save it anew.") from error
-        return name, image, encode_labels(labels), size
+        # Of the labels as they are, not of what one version of OpenCV makes of them.
+        digest = hashlib.sha256(b"\0".join((name.encode(), image, labels.tobytes()))).digest()
+        return name, image, encode_labels(labels), size, digest
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         todo = iter(items)

@@ -1,5 +1,6 @@
 """Prepared records, by index."""
 
+import hashlib
 import json
 import operator
 from pathlib import Path
@@ -74,5 +75,15 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def read_sizes(path: str) -> dict[str, np.ndarray]:
     """int32 [N, 2] for every split of a prepared data set: its images' heights and widths, as noted while preparing."""
-    notes = json.loads((Path(path) / "metadata.json").read_text())
-    return {split: np.array(rows, np.int32).reshape(-1, 2) for split, rows in notes["sizes"].items()}
+    return {split: np.array(rows, np.int32).reshape(-1, 2) for split, rows in _notes(path)["sizes"].items()}
+
+
+def read_content(path: str) -> str:
+    """The name of a prepared data set and a hash of its images, labels and names, the same wherever it was prepared."""
+    notes = _notes(path)
+    contents = json.dumps(notes["contents"], sort_keys=True)
+    return f"{notes['key']}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
+
+
+def _notes(path: str) -> dict[str, Any]:
+    return json.loads((Path(path) / "metadata.json").read_text())

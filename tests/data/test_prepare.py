@@ -37,6 +37,22 @@ def test_records_are_the_files(camvid_folder):
     assert data.sizes("val").tolist() == [[36, 48]] * 3 and data.sizes("val").dtype == np.int32
 
 
+def test_copies_have_one_content_and_a_changed_label_another(camvid_folder, tmp_path):
+    def opened(folder):
+        data = open_dataset("camvid", directory=str(folder), progress=False)
+        return data.content, data.path
+
+    (content, path), copy = opened(camvid_folder), tmp_path / "copy"
+    shutil.copytree(camvid_folder, copy, copy_function=shutil.copyfile)
+    assert opened(copy)[0] == content and opened(copy)[1] != path and content.startswith("camvid-")
+    for mask in [copy / "valannot" / "val_0.png", copy / "trainannot" / "train_3.png"]:
+        labels = np.array(Image.open(mask))
+        labels[0, 0] = (labels[0, 0] + 1) % 11
+        Image.fromarray(labels).save(mask)
+        assert opened(copy)[0] != content
+        content = opened(copy)[0]
+
+
 def test_a_split_that_is_sorted_on_disk_keeps_its_order_and_is_spread(camvid_folder, monkeypatch):
     from tensorflow_datasets.core import shuffle
 
