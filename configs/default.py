@@ -1,8 +1,8 @@
 """Every field once, with its meaning. The other configs change what differs; any field can be set by a flag as well.
 
-    python -m jaxseg.main --config=configs/default.py --config.optim.learning_rate=3e-4
+    python -m jaxseg.main --config=configs/default.py --config.train.num_steps=1100
 
-As it stands it trains DeepLabV3+ on MobileNetV2 on the generated shapes; see quickstart.py.
+It is DeepLabV3+ on MobileNetV2 on the generated shapes; how long it trains has to be said, see quickstart.py.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -58,7 +58,9 @@ def get_config() -> ConfigDict:
     loss.ohem = 0.0
     loss.auxiliary = 0.4  # weight of the same sum of the auxiliary head, where the network has one
     loss.label_smoothing = 0.0  # share of cross_entropy's target spread over all classes
-    loss.class_weights = ""  # '' for ones, or median_frequency, where the data set publishes them
+    # '' for ones; median_frequency: those that the data set's authors published, or else counted; or '0.5,1,2', each
+    # class's own.
+    loss.class_weights = ""
 
     # A second stage behind a trained network, which stays as it is: see jaxseg/refine.py. model.* is the first one's,
     # optim.* the refiner's.
@@ -87,7 +89,8 @@ def get_config() -> ConfigDict:
     config.train = train = ConfigDict()
     train.num_steps = 0  # how long; one of the two
     train.num_epochs = 0.0
-    train.eval_every = 0  # steps between evaluations; 0: after the last alone
+    train.eval_every = 0  # steps between evaluations, or
+    train.eval_epochs = 0.0  # epochs; both 0: after the last step alone
     train.checkpoint_every = 200  # steps between checkpoints; each best score is saved besides
     train.log_every = 10  # steps between rows of metrics and checks of the loss
     train.best = "mean_iou"  # what best, patience and plateau go by: a score of an evaluation; loss: its lowest
@@ -101,7 +104,8 @@ def get_config() -> ConfigDict:
     config.eval = scored = ConfigDict()
     scored.split = ""  # that is scored; '': the data set's own choice
     scored.protocol = "whole"  # whole, resize, resize_labels, center_crop or slide, see jaxseg/protocols.py
-    scored.size = ()  # pixels, or (height, width), that the protocol resizes or crops to, or of slide's windows
+    # (pixels,) or (height, width) that the protocol resizes or crops to, or of the windows of slide.
+    scored.size = ()
     scored.stride = 0  # pixels from one of slide's windows to the next; 0: half a window
     scored.scales = (1.0,)  # factors of the image that probabilities are averaged over
     scored.flip = False  # whether they are averaged over the image and its mirror image

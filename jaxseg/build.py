@@ -30,8 +30,6 @@ from jaxseg.score import build_eval_step
 from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_state
 
-LOWER_IS_BETTER = "loss"  # of all scores that `train.best` may name, the one to be minimised
-
 
 @dataclasses.dataclass
 class Steps:
@@ -39,7 +37,7 @@ class Steps:
 
     Fields:
       state: before the first step; a pytree with `step`, `eval_variables`, `to_items` and `from_items` of `TrainState`.
-      train: `(state, batch) -> (state, {'loss': scalar})`; the state that goes in may be donated.
+      train: `(state, batch) -> (state, losses)`, scalars, `loss` among them; the state that goes in may be donated.
       evaluate: `(state.eval_variables, batch) -> {'counts', 'loss_sum', 'preds'}`, see `step.create_eval_step`.
       learning_rate: of a state: the rate its last step was taken at.
       note_evaluation: `(state, value) -> state` once an evaluation gave `value`, of which less is better.
@@ -53,19 +51,24 @@ class Steps:
 
 
 def create_steps(
-    config: ConfigDict, model: nn.Module, info: DataInfo, weights: pretrained.Weights | None, mesh: Mesh, num_steps: int
+    config: ConfigDict,
+    model: nn.Module,
+    dataset: Dataset,
+    weights: pretrained.Weights | None,
+    mesh: Mesh,
+    num_steps: int,
 ) -> Steps:
     """The steps of a config and the state that they begin with. Another way of training is another `Steps` from here.
 
     With a `refine.base` they are those of the second stage, see `refine.create_refine_step`.
 
     Raises:
-      UserError: an unknown optimizer or schedule, class weights that the data has none of, no backbone to freeze.
+      UserError: an unknown optimizer or schedule, class weights for other classes, no backbone to freeze.
     """
-    optim, scale = config.optim, {"mean": config.data.mean, "std": config.data.std}
+    info, optim, scale = dataset.info, config.optim, {"mean": config.data.mean, "std": config.data.std}
     schedule = create_schedule(optim, num_steps)
     tx = create_optimizer(optim, schedule)
-    class_weights = _class_weights(config, info)
+    class_weights = _class_weights(config, dataset)
     variables = init_variables(model, config.train.seed)
     if optim.freeze_backbone and "backbone" not in variables["params"]:
         raise UserError(f"optim.freeze_backbone is set, but {config.model.name} on {config.model.backbone} has none")
@@ -241,11 +244,15 @@ def _changes(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _class_weights(config: ConfigDict, info: DataInfo) -> tuple[float, ...] | None:
-    if not config.loss.class_weights:
+def _class_weights(config: ConfigDict, dataset: Dataset) -> tuple[float, ...] | None:
+    given, info = configs.class_weights(config), dataset.info
+    if not given:
         return None
-    if info.class_weights is None:
+    if given == "median_frequency":
+        return info.class_weights or tuple(dataset.median_frequency_weights(dataset.train_split).tolist())
+    if len(given) != info.num_classes:
         raise UserError(
-            f"loss.class_weights is {config.loss.class_weights}, but {info.name} has no class weights: leave it ''"
+            f"loss.class_weights has {len(given)} numbers, and {info.name} {info.num_classes} classes: give one "
+            f"for each of {', '.join(info.class_names)}"
         )
-    return info.class_weights
+    return given

@@ -20,10 +20,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxseg.errors import UserError
+from jaxseg.files import CHECKPOINTS
 from jaxseg.state import TrainState
-
-FOLDER = "checkpoints"
-
 
 KINDS = ("latest", "best")
 
@@ -39,9 +37,11 @@ class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save and closes."""
 
     def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
-        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
         if read_only and not self.folder.is_dir():
-            raise UserError(f"{workdir} has no folder {FOLDER}/: it is no workdir of a run, or nothing was saved yet")
+            raise UserError(
+                f"{workdir} has no folder {CHECKPOINTS}/: it is no workdir of a run, or nothing was saved yet"
+            )
         # Looked for before Orbax cleans up.
         self.half_written = sorted(str(path) for path in self.folder.glob("*/*.orbax-checkpoint-tmp*"))
         with self._errors("open"), _quiet():
@@ -184,7 +184,7 @@ class Checkpoints:
 
 def has_any(workdir: str | pathlib.Path, kind: str = "*") -> bool:
     """Whether a run, or its `kind`, was saved in `workdir`, by a look at the names."""
-    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / FOLDER).glob(f"{kind}/*"))
+    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / CHECKPOINTS).glob(f"{kind}/*"))
 
 
 @contextlib.contextmanager

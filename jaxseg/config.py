@@ -10,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxseg import protocols
+from jaxseg import files, protocols
 from jaxseg.data import DATASETS, DataInfo, data_info
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError
@@ -21,8 +21,6 @@ from jaxseg.models.pix2pix import Refined, Refiner
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 from jaxseg.published import DEFINITIONS
 
-FILE = "config.json"
-INFO_FILE = "info.json"
 DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 
 # What may differ when a run goes on: how long, how often it tells, and what no result depends on.
@@ -30,6 +28,7 @@ MAY_DIFFER = (
     "train.num_steps",
     "train.num_epochs",
     "train.eval_every",
+    "train.eval_epochs",
     "train.patience",
     "train.checkpoint_every",
     "train.log_every",
@@ -46,7 +45,6 @@ NAMES = {
     "model.dtype": (DTYPES, "dtype"),
     "optim.name": (OPTIMIZERS, "optimizer"),
     "optim.schedule": (SCHEDULES, "schedule"),
-    "loss.class_weights": ({"": None, "median_frequency": None}, "kind of class weights"),
     "eval.protocol": (protocols.WORDS, "protocol"),
     "eval.published": ({"": None, **DEFINITIONS}, "project's definition of scores"),
 }
@@ -80,6 +78,7 @@ RANGES = {
     "train.num_steps": (0, True),
     "train.num_epochs": (0, True),
     "train.eval_every": (0, True),
+    "train.eval_epochs": (0, True),
     "train.checkpoint_every": (1, True),
     "train.log_every": (1, True),
     "train.patience": (0, True),
@@ -163,13 +162,22 @@ def validate(config: ConfigDict) -> None:
         ("train.patience", flat["train.patience"] > 0),
         ("optim.schedule", flat["optim.schedule"] == "plateau"),
     ):
-        if goes_by_scores and not flat["train.eval_every"]:
-            raise UserError(f"{field} is {flat[field]}, which goes by evaluations: set train.eval_every, which is 0")
+        if goes_by_scores and not (flat["train.eval_every"] or flat["train.eval_epochs"]):
+            raise UserError(
+                f"{field} is {flat[field]}, which goes by evaluations: set train.eval_every or train.eval_epochs, both "
+                "are 0"
+            )
+    if flat["train.eval_every"] and flat["train.eval_epochs"]:
+        raise UserError(
+            f"train.eval_every is {flat['train.eval_every']} and train.eval_epochs {flat['train.eval_epochs']}: set "
+            "one of them and leave the other 0"
+        )
     if bool(flat["train.num_steps"]) == bool(flat["train.num_epochs"]):
         raise UserError(
             f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "
             "them and leave the other 0"
         )
+    class_weights(config)
     build_model(config, num_classes=1)
     crop = config.data.crop_size
     sides = tuple(crop) if isinstance(crop, tuple | list) else (crop, crop)
@@ -232,6 +240,24 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return Refined(network, Refiner(num_classes, config.refine.width, dtype=DTYPES[model.dtype]))
 
 
+def class_weights(config: ConfigDict) -> str | tuple[float, ...]:
+    """`loss.class_weights`: '', 'median_frequency', or the numbers that are written there.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    text = config.loss.class_weights
+    try:
+        weights = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        return lookup(
+            {kind: kind for kind in ("", "median_frequency")}, text, "kind of class weights (loss.class_weights)"
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise UserError(f"loss.class_weights is {text}: they must be numbers of at least 0, one of them more")
+    return weights
+
+
 def _options(options: ConfigDict) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
@@ -251,6 +277,19 @@ def num_steps(config: ConfigDict, num_images: int) -> int:
     return max(1, int(config.train.num_epochs * epoch_length(config, num_images) / config.data.batch_size))
 
 
+def eval_every(config: ConfigDict, num_images: int) -> int:
+    """The steps from one evaluation to the next: as set, or as many as `train.eval_epochs` passes fill; 0 for none."""
+    if not config.train.eval_epochs:
+        return int(config.train.eval_every)
+    return max(1, int(config.train.eval_epochs * epoch_length(config, num_images) / config.data.batch_size))
+
+
+def lower_is_better(score: str, project: str) -> bool:
+    """Whether the lowest is the best of a score, named as `train.best` has it, with `eval.published` a `project`."""
+    # Project A calls a loss Dice.
+    return score == "loss" or (score, project) == ("published/dice", "a")
+
+
 def epoch_length(config: ConfigDict, num_images: int) -> int:
     """The samples of a pass over `num_images`: with `data.variants` each comes once in each of them."""
     return num_images * max(1, len(config.data.variants))
@@ -267,11 +306,11 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     Raises:
       UserError: `workdir` holds none.
     """
-    path = pathlib.Path(workdir) / FILE
+    path = pathlib.Path(workdir) / files.CONFIG
     try:
         written = _as_tuples(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{workdir} is no workdir of a run: it has no {FILE}") from None
+        raise UserError(f"{workdir} is no workdir of a run: it has no {files.CONFIG}") from None
     except (json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} can't be read ({error})") from error
     config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
@@ -292,7 +331,7 @@ def read_info(workdir: str | pathlib.Path, config: ConfigDict) -> DataInfo:
     Raises:
       UserError: the file can't be read.
     """
-    path = pathlib.Path(workdir) / INFO_FILE
+    path = pathlib.Path(workdir) / files.INFO
     try:
         return DataInfo.from_json(path.read_text())
     except FileNotFoundError:
@@ -338,10 +377,16 @@ def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
       UserError: names the fields that differ, with both values.
     """
     old, new = flatten(read(workdir)), flatten(config)
+    # What the best score is made of stays.
+    fixed = {"published": "eval.published", "boundary_f1": "eval.boundary_tolerance"}.get(
+        config.train.best.split("/")[0]
+    )
     different = [
         f"{field}: {old.get(field, 'not set')} there, {new.get(field, 'not set')} now"
         for field in sorted({*old, *new})
-        if old.get(field) != new.get(field) and field not in MAY_DIFFER and not field.startswith("published.")
+        if old.get(field) != new.get(field)
+        and (field not in MAY_DIFFER or field == fixed)
+        and not field.startswith("published.")
     ]
     if different:
         raise UserError(

@@ -16,6 +16,7 @@ from jaxseg.data import DataInfo
 from jaxseg.errors import UserError
 from jaxseg.files import replacing
 from jaxseg.process import one_line_errors, use_compile_cache
+from jaxseg.protocols import from_config
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
 from jaxseg.windows import strips
@@ -30,10 +31,11 @@ class Predictor:
     Attributes:
       info: names and colours of the classes.
       step: of the checkpoint.
+      size: (height, width) that images are brought to for the network, as its run was scored; None for their own.
     """
 
-    def __init__(self, model, variables, info: DataInfo, step: int, mean, std):
-        self.info, self.step = info, step
+    def __init__(self, model, variables, info: DataInfo, step: int, mean, std, size: tuple[int, int] | None = None):
+        self.info, self.step, self.size = info, step, size
         self._variables, self._fill = variables, fill_colour(mean)
 
         def probabilities(variables, images):
@@ -50,8 +52,9 @@ class Predictor:
           probabilities: whether to give these instead of the classes.
           window: pixels; a larger image is seen in square windows of this side, half a window from one to the next, and
             the probabilities of a pixel are the mean over its windows. Classes of images of any size then take the
-            memory of a few windows. 0: the image is seen whole. None: so it is unless a side has more than 2,048
-            pixels, and else in windows of 1,024.
+            memory of a few windows. 0: the image is seen whole. None: it is brought to `size` and the probabilities
+            back to the image's, bilinearly; without a `size` it is seen whole, in windows of 1,024 where a side has
+            more than 2,048 pixels.
 
         Returns:
           uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
@@ -62,19 +65,41 @@ class Predictor:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(f"the image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3], RGB, is due")
+        if window is None and self.size:
+            return self._resized(image, probabilities)
         if window is None:
             window = WINDOW if max(image.shape[:2]) > LARGE else 0
         if window and window < 32:
             raise UserError(f"the window is {window} pixels: at least 32 are due, or 0 for the whole image")
-        height, width = image.shape[:2]
-        if window and max(height, width) > window:
+        if window and max(image.shape[:2]) > window:
             return self._in_windows(image, window, probabilities)
+        return self._whole(image, self._probs if probabilities else self._preds)
+
+    def _whole(self, image: np.ndarray, run) -> np.ndarray:
         # Padded as evaluation pads it, which also keeps the number of compiled sizes down.
+        height, width = image.shape[:2]
         padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
         padded[...] = self._fill
         padded[0, :height, :width] = image
-        run = self._probs if probabilities else self._preds
         return np.asarray(run(self._variables, padded))[0, :height, :width]
+
+    def _resized(self, image: np.ndarray, probabilities: bool) -> np.ndarray:
+        import cv2
+
+        def to(size, array):
+            return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+        probs = self._whole(to(self.size, image), self._probs)
+        # A class at a time: all of them at the size of a large image need not be held for the largest.
+        of_classes = (to(image.shape[:2], np.ascontiguousarray(probs[..., c])) for c in range(probs.shape[-1]))
+        if probabilities:
+            return np.stack(list(of_classes), -1)
+        largest = next(of_classes)
+        preds = np.zeros(largest.shape, np.uint8)
+        for label, of_class in enumerate(of_classes, 1):
+            preds[of_class > largest] = label
+            np.maximum(largest, of_class, out=largest)
+        return preds
 
     def _in_windows(self, image: np.ndarray, window: int, probabilities: bool) -> np.ndarray:
         found = strips(
@@ -106,7 +131,9 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predi
     with Checkpoints(workdir, read_only=True) as checkpoints:
         kind, step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(abstract_variables(model), kind, step)
-    return Predictor(model, variables, info, step, config.data.mean, config.data.std)
+    protocol = from_config(config.eval)
+    size = protocol.size if protocol.name in ("resize", "resize_labels") else None
+    return Predictor(model, variables, info, step, config.data.mean, config.data.std, size)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray | None:
@@ -168,6 +195,9 @@ def predict_files(
     except OSError as error:
         raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
     log(f"step {predictor.step} of {workdir}; {len(files)} files of {source}")
+    if predictor.size and window is None:
+        height, width = predictor.size
+        log(f"images are brought to {height}x{width}, as the run was scored; --window=0 for their own size")
     written = 0
     for path in tqdm(files, unit="image", disable=None):
         image, name = read_image(path) if path in names else None, names.get(path)
@@ -231,8 +261,9 @@ def main() -> None:
     parser.add_argument(
         "--window",
         type=int,
-        help="pixels: larger images are seen in windows of this side; 0: whole; by default images of more than "
-        f"{LARGE} pixels a side in windows of {WINDOW}",
+        help="pixels: larger images are seen in windows of this side; 0: whole; by default images are "
+        f"brought to eval.size where the run was scored so, or else seen in windows of {WINDOW} where a side is longer "
+        f"than {LARGE}",
     )
     args = parser.parse_args()
     use_compile_cache()

@@ -1,11 +1,12 @@
 """What a run tells while it goes and leaves in its workdir: config, run.json, rows of metrics, pictures, curves."""
 
 import contextlib
+import copy
 import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,29 +16,26 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import figures
-from jaxseg.build import LOWER_IS_BETTER
+from jaxseg import figures, files
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
-from jaxseg.files import replacing
 from jaxseg.models import cost
 from jaxseg.processes import library_versions
 from jaxseg.protocols import WORDS, from_config
 from jaxseg.score import write_evaluation
-from jaxseg.writers import METRICS, Writers, read_metrics
-
-RUN = "run.json"
+from jaxseg.writers import Writers, read_metrics
 
 # What a checkpoint keeps beside the state, all of it JSON: the best score and its step, evaluations since then, the
-# step last scored, losses not yet in a row, seconds of steps and how many steps took them.
+# step last scored, losses not yet in a row (and others by their names), seconds of steps and how many steps took them.
 FRESH = {
     "best_score": None,
     "best_step": 0,
     "stale": 0,
     "evaluated": 0,
     "losses": [],
+    "other_losses": {},
     "train_seconds": 0.0,
     "timed_steps": 0,
 }
@@ -56,6 +54,7 @@ class Record:
 
     Attributes:
       progress: what a checkpoint keeps, see `FRESH`.
+      lower_is_better: whether the lowest of the score that `train.best` names is the best.
     """
 
     def __init__(
@@ -73,10 +72,11 @@ class Record:
     ):
         self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
         self.checkpoints, self.writers, self.num_steps = checkpoints, writers, num_steps
-        self.progress = {**progress, "losses": list(progress["losses"])}
+        self.progress = copy.deepcopy(progress)
+        self.lower_is_better = configs.lower_is_better(config.train.best, config.eval.published)
         self._start, self._steps = start, 0
         self._num_images = dataset.lengths[dataset.train_split]
-        self._pending: list[tuple[jax.Array, list[str]]] = []
+        self._pending: list[tuple[Mapping[str, jax.Array], list[str]]] = []
         self._facts: dict[str, Any] = {}
         self._first: float | None = None  # seconds of the first step of this start
         self._row = (0, 0.0)  # steps, and their seconds, since the last row
@@ -89,11 +89,11 @@ class Record:
         config, dataset, device = self.config, self.dataset, self.mesh.devices.flat[0]
         size = sum(x.size for x in jax.tree.leaves(variables["params"]))
         lengths = ", ".join(f"{count} {split}" for split, count in dataset.lengths.items())
-        self._write(configs.FILE, configs.to_json(config))
-        self._write(configs.INFO_FILE, dataset.info.to_json())
+        self._write(files.CONFIG, configs.to_json(config))
+        self._write(files.INFO, dataset.info.to_json())
         crop = config.data.crop_size
         image_size = [crop, crop] if isinstance(crop, int) else list(crop)
-        before = _read_json(self.workdir / RUN) if self._start else {}
+        before = files.read_run(self.workdir) if self._start else {}
         self._facts = {
             "parameters": size,
             # Tracing a large network takes seconds.
@@ -101,7 +101,7 @@ class Record:
             "image_size": image_size,
             "device": device.device_kind,
             "num_devices": self.mesh.size,
-            "records": dataset.content,
+            "records": dataset.contents,
             "versions": library_versions(),
         }
         self.writers.message(
@@ -111,9 +111,11 @@ class Record:
             + ("s" if self.mesh.size > 1 else "")
             + f"; all of it goes to {self.workdir}"
         )
-        if before.get("records", self._facts["records"]) != self._facts["records"]:
+        then = before.get("records", dataset.contents)
+        changed = [split for split in dataset.contents if then.get(split) != dataset.contents[split]]
+        if changed:
             self.writers.message(
-                f"the data is not that of the steps before: {before['records']} there, {self._facts['records']} now"
+                f"the data is not that of the steps before: images or labels of {', '.join(changed)} have changed"
             )
         self.writers.hparams(configs.flatten(config))
         self.writers.text(0, {"config": f"```json\n{configs.to_json(config)}```"})
@@ -126,12 +128,12 @@ class Record:
         """From here on time is that of steps."""
         self._clock, self._timed = time.perf_counter(), 0  # and steps since then
 
-    def step(self, loss: jax.Array, ids: list[str]) -> None:
-        """Notes a step that was started; its loss is fetched later."""
-        self._pending.append((loss, ids))
+    def step(self, losses: Mapping[str, jax.Array], ids: list[str]) -> None:
+        """Notes a step that was started; its `loss`, and what others there are, are fetched later."""
+        self._pending.append((losses, ids))
         self._steps += 1
         if self._first is None:
-            jax.block_until_ready(loss)
+            jax.block_until_ready(losses)
             self._first = time.perf_counter() - self._clock
             self.writers.message(f"first step after {self._first:.1f} s, most of them to compile")
             self.start_clock()
@@ -144,15 +146,15 @@ class Record:
         Raises:
           UserError: a loss is NaN or infinite.
         """
-        fetched = jax.device_get([loss for loss, _ in self._pending])
+        fetched = jax.device_get([losses for losses, _ in self._pending])
         if self._timed:
             seconds = time.perf_counter() - self._clock
             self._row = (self._row[0] + self._timed, self._row[1] + seconds)
             self.progress["timed_steps"] += self._timed
             self.progress["train_seconds"] += seconds
         first = self._start + self._steps - len(fetched) + 1
-        for number, (loss, (_, ids)) in enumerate(zip(fetched, self._pending, strict=True), first):
-            if not math.isfinite(loss):
+        for number, (losses, (_, ids)) in enumerate(zip(fetched, self._pending, strict=True), first):
+            if not math.isfinite(loss := losses["loss"]):
                 self.checkpoints.wait()
                 last = self.checkpoints.latest
                 raise UserError(
@@ -160,7 +162,11 @@ class Record:
                     + (f"The last good checkpoint is step {last}" if last else "No checkpoint was saved before it")
                     + "; a lower optim.learning_rate, optim.clip_norm=1 or optim.warmup_steps often mends this"
                 )
-        self.progress["losses"] += [float(loss) for loss in fetched]
+        for losses in fetched:
+            for name, loss in losses.items():
+                others = self.progress["other_losses"]
+                into = self.progress["losses"] if name == "loss" else others.setdefault(name, [])
+                into.append(float(loss))
         self._pending = []
         self.start_clock()
 
@@ -169,11 +175,14 @@ class Record:
         batch_size = self.config.data.batch_size
         steps, seconds = self._row if self._row[0] else (1, self._first or math.nan)
         loss, rate = float(np.mean(self.progress["losses"])), steps * batch_size / seconds
-        self.progress["losses"], self._row = [], (0, 0.0)
+        others = {f"train/{name}": float(np.mean(losses)) for name, losses in self.progress["other_losses"].items()}
+        self.progress |= {"losses": [], "other_losses": {}}
+        self._row = (0, 0.0)
         self.writers.scalars(
             step,
             {
                 "train/loss": loss,
+                **others,
                 "train/learning_rate": learning_rate,
                 "train/images_per_second": rate,
                 "train/steps_per_second": rate / batch_size,
@@ -191,7 +200,7 @@ class Record:
         info, name, protocol = self.dataset.info, self.config.train.best, from_config(self.config.eval).words
         scalars = result.scalars(info.class_names)
         score, best = scalars[f"val/{name}"], self.progress["best_score"]
-        is_best = math.isfinite(score) and (best is None or (score < best if name == LOWER_IS_BETTER else score > best))
+        is_best = math.isfinite(score) and (best is None or (score < best if self.lower_is_better else score > best))
         if is_best:
             self.progress |= {"best_score": score, "best_step": step, "stale": 0}
         else:
@@ -201,7 +210,8 @@ class Record:
         if jax.process_index() == 0:
             if is_best:
                 named = {"split": split, "which": "best", "step": step, "protocol": protocol, "seconds": seconds}
-                write_evaluation(self.workdir, "val-best", result, info, **named)
+                records = self.dataset.contents[split]
+                write_evaluation(self.workdir, files.VAL_BEST, result, info, records=records, **named)
             picture = figures.prediction_figure(
                 [example["images"] for example in result.examples],
                 [example["labels"] for example in result.examples],
@@ -246,7 +256,7 @@ class Record:
             "best_step": progress["best_step"],
             "best_score": progress["best_score"],
         }
-        self._write(RUN, json.dumps(facts, indent=2) + "\n")
+        self._write(files.RUN, json.dumps(facts, indent=2) + "\n")
 
     @contextlib.contextmanager
     def stopped_by_errors(self) -> Iterator[None]:
@@ -264,7 +274,7 @@ class Record:
         self.status(status)
         if jax.process_index() != 0:
             return
-        figures.curves(read_metrics(self.workdir / METRICS), self.workdir / "curves.png")
+        figures.curves(read_metrics(self.workdir / files.METRICS), self.workdir / "curves.png")
         best, name = self.progress["best_score"], self.config.train.best.replace("mean_iou", "mean IoU")
         score = "no pixel was valid" if best is None else f"best {name} {best:.4f} at step {self.progress['best_step']}"
         self.writers.message(
@@ -273,7 +283,7 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
-            with replacing(self.workdir / name) as temporary:
+            with files.replacing(self.workdir / name) as temporary:
                 temporary.write_text(text)
 
 
@@ -303,11 +313,3 @@ def disk_errors(workdir: pathlib.Path) -> Iterator[None]:
             f"{where} can't be read or written ({error.strerror or error}): mend that or make room, then start again "
             "to go on from the last checkpoint"
         ) from error
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """What a JSON file holds, nothing where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}

@@ -22,14 +22,13 @@ from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
-from jaxseg.files import replacing
+from jaxseg.files import EVALUATIONS, read_run, replacing
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour
 from jaxseg.writers import print_line
 
 NUM_EXAMPLES = 4  # images of the split whose predictions are kept to be drawn
-FOLDER = "evaluations"
 # What may be set anew for a finished run: no weight depends on it.
 OVERRIDES = ("data.dir", "data.eval_batch_size")
 
@@ -125,20 +124,22 @@ def write_evaluation(
     which: str,
     step: int,
     protocol: str,
+    records: str,
     seconds: float,
 ) -> pathlib.Path:
-    """Writes `WORKDIR/evaluations/NAME.json`, whole or not at all; NaN as null.
+    """Writes `WORKDIR/evaluations/NAME`, whole or not at all; NaN as null. `records` is the split's hash.
 
     Raises:
       OSError: it can't be written.
     """
-    path = pathlib.Path(workdir) / FOLDER / f"{name}.json"
+    path = pathlib.Path(workdir) / EVALUATIONS / name
     values = {
         "split": split,
         "checkpoint": which,
         "step": int(step),
         "protocol": protocol,
         "images": result.images,
+        "records": records,
         "class_names": list(info.class_names),
         "counts": result.counts.tolist(),
         "scores": _plain(result.scores(info.class_names)),
@@ -166,7 +167,7 @@ def eval_run(
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
     They are written to `WORKDIR/evaluations/SPLIT-CHECKPOINT.json`, under another protocol than the run's own to
-    `SPLIT-CHECKPOINT-PROTOCOL.json`.
+    `SPLIT-CHECKPOINT-PROTOCOL.json`; with a hash behind it where the data is another.
 
     Args:
       which: the checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
@@ -207,12 +208,25 @@ def eval_run(
         log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
     which = kind if which in checkpoint.KINDS else which
     name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
+    records = dataset.contents[split]
+    if read_run(workdir).get("records", {}).get(split, records) != records:
+        name += f"-{records}"  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:
         path = write_evaluation(
-            workdir, name, result, info, split=split, which=which, protocol=protocol.words, **timing
+            workdir,
+            f"{name}.json",
+            result,
+            info,
+            split=split,
+            which=which,
+            protocol=protocol.words,
+            records=records,
+            **timing,
         )
     except OSError as error:
-        raise UserError(f"the scores can't be written to {workdir}/{FOLDER} ({error.strerror}): make room") from error
+        raise UserError(
+            f"the scores can't be written to {workdir}/{EVALUATIONS} ({error.strerror}): make room"
+        ) from error
     log(f"written to {path}")
     return result.scalars(info.class_names, split)

@@ -25,6 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
+from jaxseg import files
 from jaxseg.compare import compare
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
@@ -89,7 +90,7 @@ def sweep(
             left = duration(statistics.mean(times) * done[number:].count(False))
             ending = f" in {duration(times[-1])}" + (f", about {left} left" if not all(done[number:]) else "")
             log(f"run {number} of {len(runs)} {'failed' if status else 'finished'}{ending}: {line}")
-    scored = [run for run in runs if (run.workdir / "evaluations" / "val-best.json").exists()]
+    scored = [run for run in runs if (run.workdir / files.EVALUATIONS / files.VAL_BEST).exists()]
     if scored:
         try:
             _compare(scored, pathlib.Path(workdir), log)
@@ -114,7 +115,7 @@ def plan(config: ConfigDict, texts: Sequence[str], workdir: pathlib.Path) -> lis
         changed.update_from_flattened_dict(values)
         configs.validate(changed)
         run = Run(values, workdir / _name(values), changed)
-        if (run.workdir / configs.FILE).exists():
+        if (run.workdir / files.CONFIG).exists():
             # What a run fills in when it starts is no difference.
             data = configs.read(run.workdir).data
             configs.check_same(configs.with_normalisation(changed, data.mean, data.std), run.workdir)
@@ -126,11 +127,11 @@ def finished(run: Run) -> bool:
     """Whether a run is done, of the length that it has now."""
     try:
         written = configs.read(run.workdir).train
-        about = json.loads((run.workdir / "run.json").read_text())
+        about = json.loads((run.workdir / files.RUN).read_text())
     except (UserError, json.JSONDecodeError):
         return False
     except FileNotFoundError:
-        names = [path.name for path in (run.workdir / "checkpoints" / "latest").glob("*")]
+        names = [path.name for path in (run.workdir / files.CHECKPOINTS / "latest").glob("*")]
         about = {"status": "finished" if str(run.config.train.num_steps) in names else "running"}
     train = run.config.train
     same_length = (written.num_steps, written.num_epochs) == (train.num_steps, train.num_epochs)

@@ -52,12 +52,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     dataset = open_data(config)
     if group:
         # Here those wait who had nothing to prepare.
-        group.agree({"data": {"records": dataset.content, **dataset.lengths}})
+        group.agree({"data": {**dataset.lengths, **{f"{k} records": v for k, v in dataset.contents.items()}}})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
     split = eval_split(config, dataset)
-    num_steps = configs.num_steps(config, dataset.lengths[dataset.train_split])
-    steps = build.create_steps(config, model, dataset.info, weights, mesh, num_steps)
+    num_images = dataset.lengths[dataset.train_split]
+    num_steps, eval_every = configs.num_steps(config, num_images), configs.eval_every(config, num_images)
+    steps = build.create_steps(config, model, dataset, weights, mesh, num_steps)
     state = steps.state
 
     with (
@@ -111,8 +112,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         for step in range(start, num_steps + 1):
             if step > start:
                 batch = next(batches) if pace is None else pace.wait_for(batches)
-                state, out = steps.train(state, images(batch) if images is not None else put_batch(batch, mesh))
-                run.step(out["loss"], batch["ids"])
+                state, losses = steps.train(state, images(batch) if images is not None else put_batch(batch, mesh))
+                run.step(losses, batch["ids"])
 
             if step > start and (step % config.train.log_every == 0 or step == num_steps):
                 run.flush()
@@ -121,7 +122,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                     writers.message(line)
 
             stopped = signalled()  # asked once: what comes later waits for the next step
-            evaluating = step > progress["evaluated"] and _due(step, config.train.eval_every, num_steps)
+            evaluating = step > progress["evaluated"] and _due(step, eval_every, num_steps)
             saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
             if evaluating or saving or stopped:
                 run.flush()
@@ -132,8 +133,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                     stopped = interrupted.number
                 else:
                     score, is_best = run.evaluation(step, split, *scored)
-                    lower = score if config.train.best == build.LOWER_IS_BETTER else -score
-                    state = steps.note_evaluation(state, lower)
+                    state = steps.note_evaluation(state, score if run.lower_is_better else -score)
                     if is_best:
                         checkpoints.save("best", state, progress)
             stale = 0 < config.train.patience <= progress["stale"] and not stopped

@@ -19,9 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxseg.errors import UserError
-from jaxseg.files import replacing
+from jaxseg.files import METRICS, replacing
 
-METRICS = "metrics.jsonl"
 EVENTS = "events"
 PACKAGES = {"tensorflow": ("TensorFlow", "tensorflow-cpu"), "tensorboard": ("TensorBoard", "tensorboard")}
 Log = Callable[[str], object]

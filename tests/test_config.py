@@ -9,7 +9,20 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from jaxseg import config as configs
-from jaxseg.config import MAY_DIFFER, NAMES, RANGES, backbone_and_data, check_same, flatten, num_steps, validate
+from jaxseg import files
+from jaxseg.config import (
+    MAY_DIFFER,
+    NAMES,
+    RANGES,
+    backbone_and_data,
+    check_same,
+    class_weights,
+    eval_every,
+    flatten,
+    lower_is_better,
+    num_steps,
+    validate,
+)
 from jaxseg.errors import UserError
 
 pytest_plugins = ["tiny_runs"]
@@ -94,7 +107,16 @@ def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
         ({"optim__plateau_factor": 1.0}, "optim.plateau_factor is 1.0: it must be less than 1"),
         ({"optim__plateau_floor": 0.1}, "optim.plateau_floor is 0.1: it must be at most optim.learning_rate, 0.001"),
         ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0: it must be less than 1"),
-        ({"train__patience": 2}, "train.patience is 2, which goes by evaluations: set train.eval_every, which is 0"),
+        (
+            {"train__patience": 2},
+            "train.patience is 2, which goes by evaluations: set train.eval_every or train.eval_epochs",
+        ),
+        (
+            {"train__eval_every": 5, "train__eval_epochs": 1.0},
+            "eval_every is 5 and train.eval_epochs 1.0: set one of them",
+        ),
+        ({"loss__class_weights": "1,nan"}, "loss.class_weights is 1,nan: they must be numbers of at least 0"),
+        ({"loss__class_weights": "0,0"}, "loss.class_weights is 0,0: they must be numbers of at least 0, one of them"),
         ({"optim__schedule": "plateau"}, "optim.schedule is plateau, which goes by evaluations: set train.eval_every"),
         ({"data__scale": (2.0, 0.5)}, r"data.scale is \(2.0, 0.5\): it must be \(lowest, highest\)"),
         ({"data__scale": (0.0, 1.0)}, r"data.scale is \(0.0, 1.0\)"),
@@ -153,6 +175,34 @@ def test_an_epoch_has_every_variant():
 
 
 @pytest.mark.parametrize(
+    ("steps", "epochs", "due"), [(7, 0.0, 7), (0, 0.0, 0), (0, 1.0, 5), (0, 2.5, 12), (0, 0.01, 1)]
+)
+def test_evaluations_come_every_so_many_steps_or_epochs(steps, epochs, due):
+    config = quickstart(train__eval_every=steps, train__eval_epochs=epochs, data__batch_size=4)
+    assert eval_every(config, 20) == due
+
+
+def test_class_weights_are_a_kind_or_numbers():
+    texts = {"": "", "median_frequency": "median_frequency", "0.5,1,2": (0.5, 1.0, 2.0), "3": (3.0,)}
+    assert {text: class_weights(quickstart(loss__class_weights=text)) for text in texts} == texts
+
+
+def test_the_lowest_of_a_loss_is_the_best():
+    assert lower_is_better("loss", "") and lower_is_better("published/dice", "a")
+    assert not lower_is_better("mean_iou", "a") and not lower_is_better("published/dice", "c")
+
+
+def test_what_the_best_score_is_made_of_stays(tmp_path):
+    config = quickstart(train__best="published/dice", eval__published="a")
+    (tmp_path / files.CONFIG).write_text(configs.to_json(config))
+    config.eval.boundary_tolerance = 3.0
+    check_same(config, tmp_path)
+    config.eval.published = "c"
+    with pytest.raises(UserError, match=r"eval\.published: a there, c now"):
+        check_same(config, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("argument", "due"),
     [
         ("", ("resnet50", "voc")),
@@ -186,7 +236,7 @@ def test_a_run_goes_on_only_with_fields_changed_that_no_result_depends_on(field,
     changed = quickstart(**{field.replace(".", "__"): other.get(type(value), lambda: value + 1)()})
     may = {
         *("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every", "train.log_every"),
-        *("train.patience", "train.fsdp", "data.eval_batch_size", "data.workers"),
+        *("train.eval_epochs", "train.patience", "train.fsdp", "data.eval_batch_size", "data.workers"),
         *("eval.boundary_tolerance", "eval.published"),
     }
     if field in may:
@@ -256,7 +306,7 @@ def test_the_config_flag_gives_file_and_argument():
 def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
     config = quickstart(optim__learning_rate=0.5).to_dict()
     del config["loss"]["auxiliary"], config["optim"]
-    (tmp_path / configs.FILE).write_text(json.dumps(config))
+    (tmp_path / files.CONFIG).write_text(json.dumps(config))
     found = configs.read(tmp_path)
     assert found.loss.auxiliary == FIELDS["loss.auxiliary"]
     assert found.optim.learning_rate == FIELDS["optim.learning_rate"]

@@ -1,6 +1,7 @@
 """A trained run on images from anywhere, and a run scored again."""
 
 import dataclasses
+import json
 import shutil
 
 import cv2
@@ -51,6 +52,31 @@ def test_odd_and_small_images_are_predicted(predictor, size):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     assert probabilities.min() >= 0
     np.testing.assert_array_equal(predictor(an_image(*size)), probabilities.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [(70, 100), (33, 20)])
+def test_an_image_is_brought_to_the_size_that_its_run_was_scored_at(predictor, size, monkeypatch):
+    image = an_image(*size)
+    small = predictor(cv2.resize(image, (64, 48), interpolation=cv2.INTER_LINEAR), probabilities=True)
+    due = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
+    whole = predictor(image)
+    monkeypatch.setattr(predictor, "size", (48, 64))
+    found = predictor(image, probabilities=True)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, due, atol=1e-6)
+    preds = predictor(image)
+    assert preds.dtype == np.uint8
+    np.testing.assert_array_equal(preds, found.argmax(-1))
+    np.testing.assert_array_equal(predictor(image, window=0), whole)
+
+
+def test_the_size_is_that_of_the_protocol(finished_copy, tiny):
+    config = json.loads((finished_copy / "config.json").read_text())
+    assert jaxseg.load(finished_copy).size is None
+    for protocol, due in (("resize", (48, 40)), ("resize_labels", (48, 40)), ("slide", None)):
+        config["eval"] |= {"protocol": protocol, "size": [48, 40]}
+        (finished_copy / "config.json").write_text(json.dumps(config))
+        assert jaxseg.load(finished_copy).size == due
 
 
 @pytest.mark.parametrize("size", [(70, 100), (33, 90), (90, 20)])

@@ -1,12 +1,14 @@
 """The configs of the published experiments: their networks' counts, and what their arguments change."""
 
 import importlib
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxseg import config as configs
+from jaxseg import files
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 
@@ -53,6 +55,8 @@ def test_the_networks_are_those_of_the_projects(name, argument):
 def test_every_config_has_its_card_and_a_sound_and_a_published_form(name):
     module = importlib.import_module(f"configs.reproduce.{name}")
     assert f"configs/reproduce/{name}.py" in module.__doc__
+    for told in (r"\nSource: \S+/\S+, commit [0-9a-f]{7}", "ublished", r"\n(Ours, .* two CPU\s+cores|Not run)"):
+        assert re.search(told, module.__doc__, re.DOTALL), told
     sound, published = get_config(name), get_config(name, "as_published")
     configs.validate(published)
     assert sound.is_locked and sound.published.setting
@@ -64,6 +68,6 @@ def test_every_config_has_its_card_and_a_sound_and_a_published_form(name):
 
 def test_what_was_published_is_no_part_of_what_a_run_is(tmp_path):
     config = get_config("a_unet_vgg16")
-    (tmp_path / configs.FILE).write_text(configs.to_json(config))
+    (tmp_path / files.CONFIG).write_text(configs.to_json(config))
     config.published.scores.pixel_accuracy = 0.5
     configs.check_same(config, tmp_path)

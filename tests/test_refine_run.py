@@ -50,7 +50,11 @@ def test_a_run_is_refined_stopped_and_resumed_and_is_a_run_as_any(tiny, finished
     assert first.keys() == base.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, base[name], err_msg=name)
-    assert all(np.isfinite(row["train/loss"]) for row in rows(tmp_path / "whole") if "train/loss" in row)
+    trained = [row for row in rows(tmp_path / "whole") if "train/loss" in row]
+    assert all(np.isfinite(row["train/discriminator"]) for row in trained)
+    for row in trained:
+        due = row["train/adversarial"] + config.refine.lambda_cross_entropy * row["train/cross_entropy"]
+        assert row["train/loss"] == pytest.approx(due, rel=1e-5)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         at_step(patch, 3, lambda: signal.raise_signal(signal.SIGTERM))

@@ -2,9 +2,10 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
-from helpers import rows
+from helpers import rows, write_camvid
 
 import jaxseg
 from jaxseg.boundary import boundary_f1, mean_over_images
@@ -86,6 +87,21 @@ def test_any_protocol_on_a_finished_run(overrides, name, words, pixels, finished
     assert pixels is None or found["test/pixels"] == 2 * pixels
     before = evaluation(finished_copy, "val-best")
     assert written["scores"].keys() == before["scores"].keys() and before["protocol"] == "whole image"
+
+
+def test_other_images_than_its_own_do_not_take_the_place_of_its_scores(finished_copy, tiny, tmp_path):
+    before = evaluation(finished_copy, "val-best")
+    there = write_camvid(tmp_path / "there")
+    run(finished_copy, overrides={"data.dir": str(there)})
+    assert evaluation(finished_copy, "val-best")["records"] == before["records"], "a copy is the same data"
+    mask = there / "valannot" / "val_0.png"
+    cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)))
+    run(finished_copy, overrides={"data.dir": str(there)})
+    after = evaluation(finished_copy, "val-best")
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    [other] = (finished_copy / "evaluations").glob("val-best-*.json")
+    written = evaluation(finished_copy, other.stem)
+    assert other.stem == f"val-best-{written['records']}" and written["counts"] != before["counts"]
 
 
 @pytest.mark.parametrize(("which", "name"), [("latest", "val-latest"), ("12", "val-12")])

@@ -129,6 +129,7 @@ def test_nothing_half_written_is_left(finished):
     ("fields", "scores_at", "rows_at", "saved_at"),
     [
         ({"train__eval_every": 5}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
+        ({"train__eval_every": 0, "train__eval_epochs": 2.5}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
         ({"train__eval_every": 0}, [12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
         ({"train__checkpoint_every": 5}, [4, 8, 12], [2, 4, 6, 8, 10, 12], [5, 10, 12]),
         ({"train__log_every": 5}, [4, 8, 12], [5, 10, 12], [3, 6, 9, 12]),
@@ -430,11 +431,20 @@ def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, t
 
 def test_a_run_that_goes_on_with_other_data_says_so(finished_copy, tiny):
     about, lines = told(finished_copy), []
-    (finished_copy / "run.json").write_text(json.dumps(about | {"records": "camvid-0123"}))
+    other = about["records"] | {"val": "0123", "train": "4567"}
+    (finished_copy / "run.json").write_text(json.dumps(about | {"records": other}))
     train(tiny.config(train__num_steps=13), finished_copy, log=lines.append)
-    assert f"the data is not that of the steps before: camvid-0123 there, {about['records']} now" in lines
+    assert "the data is not that of the steps before: images or labels of train, val have changed" in lines
+    assert told(finished_copy)["records"] == about["records"]
     train(tiny.config(train__num_steps=14), finished_copy, log=lines.append)
     assert sum("the data is not that" in line for line in lines) == 1
+
+
+def test_the_lowest_is_the_best_of_a_score_that_is_a_loss(finished, tiny, tmp_path):
+    train(tiny.config(train__best="published/dice", eval__published="a"), tmp_path, log=lambda line: None)
+    losses = {row["step"]: row["val/published/dice"] for row in rows(tmp_path) if "val/published/dice" in row}
+    assert told(tmp_path)["best_step"] == min(losses, key=losses.get)
+    assert told(tmp_path)["best_score"] == min(losses.values()) < max(losses.values())
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(finished_copy, tiny):

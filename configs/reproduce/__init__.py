@@ -26,9 +26,15 @@ def start(argument: str, *words: str) -> tuple[ConfigDict, set[str]]:
     return config, given
 
 
-def publish(config: ConfigDict, setting: str, scores: dict[str, float], split: str = "") -> ConfigDict:
-    """The config with what was published, by the names of our scores, of one split or all, and locked."""
-    config.published = ConfigDict({"setting": setting, "scores": scores} | ({"split": split} if split else {}))
+def publish(
+    config: ConfigDict, setting: str, scores: dict[str, float], split: str = "", instead_of: str = ""
+) -> ConfigDict:
+    """The config with what was published, by the names of our scores, of one split or all, and locked.
+
+    `instead_of` names the published data set where the config has another.
+    """
+    told = {"setting": setting, "split": split, "data": f"in place of {instead_of}" if instead_of else ""}
+    config.published = ConfigDict({name: text for name, text in told.items() if text} | {"scores": scores})
     return lock(config)
 
 
@@ -51,7 +57,7 @@ def project_a(config: ConfigDict, as_published: bool) -> None:
     config.eval.protocol, config.eval.size, config.eval.published = "resize_labels", (224, 224), "a"
     config.model.weights = "imagenet"
     optim.learning_rate, optim.schedule = 1e-3, "constant"
-    train.num_epochs, train.eval_every = 4.0, 275
+    train.num_epochs, train.eval_epochs = 4.0, 1.0
 
 
 def project_b(config: ConfigDict, as_published: bool, data_name: str) -> None:
@@ -73,8 +79,7 @@ def project_b(config: ConfigDict, as_published: bool, data_name: str) -> None:
         data.mean, data.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     config.model.weights = "imagenet"
     optim.learning_rate, optim.schedule = 1e-4, "constant"
-    images = {"camvid": 367, "project_b": 925, "urban": 1156}[data.version or data_name]
-    train.num_epochs, train.eval_every, train.patience, train.best = 50.0, images // 8, 5, "loss"
+    train.num_epochs, train.eval_epochs, train.patience, train.best = 50.0, 1.0, 5, "loss"
 
 
 def project_c(config: ConfigDict, as_published: bool, floor: float = 1e-5) -> None:
@@ -96,7 +101,7 @@ def project_c(config: ConfigDict, as_published: bool, floor: float = 1e-5) -> No
     config.eval.published = "c"
     optim.learning_rate, optim.schedule = 1e-3, "plateau"
     optim.plateau_factor, optim.plateau_patience, optim.plateau_floor = 0.1, 5, floor
-    train.num_epochs, train.eval_every, train.patience, train.best = 50.0, 972 // 32, 10, "loss"
+    train.num_epochs, train.eval_epochs, train.patience, train.best = 50.0, 1.0, 10, "loss"
 
 
 def project_d(config: ConfigDict, as_published: bool) -> None:
@@ -114,8 +119,7 @@ def project_d(config: ConfigDict, as_published: bool) -> None:
     config.eval.protocol, config.eval.size, config.eval.published = "resize_labels", (256, 256), "d"
     config.model.weights = "imagenet"
     optim.learning_rate, optim.schedule = 1e-3, "constant"
-    train.num_epochs, train.patience, train.best = 5.0, 3, "loss"
-    train.eval_every = 50 // 4 if as_published else 1464 // 4
+    train.num_epochs, train.eval_epochs, train.patience, train.best = 5.0, 1.0, 3, "loss"
 
 
 def project_e(config: ConfigDict) -> None:
@@ -132,4 +136,4 @@ def project_e(config: ConfigDict) -> None:
     config.eval.protocol, config.eval.size, config.eval.published = "resize_labels", (224, 224), "e"
     config.model.weights = "imagenet"
     optim.learning_rate, optim.schedule, optim.freeze_backbone = 1e-3, "constant", True
-    train.num_epochs, train.patience, train.best, train.eval_every = 30.0, 5, "loss", 2164 // 32
+    train.num_epochs, train.eval_epochs, train.patience, train.best = 30.0, 1.0, 5, "loss"

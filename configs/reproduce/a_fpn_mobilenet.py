@@ -10,8 +10,11 @@ With `mobilenet_v2` as its argument it is SMP's FPN on that backbone, a ninth of
 
 FILE holds Keras' weights of MobileNet v1, which the hub has not; '' starts from scratch.
 
-Setting: `reproduce.project_a`. Published, on the 101 images of CamVid's val split: accuracy 0.8926, and from the
-correctly paired pass micro IoU 0.8069; see `a_unet_vgg16.py` for the figures that mean nothing.
+Source: NabeelEhsan/Semantic-Segmentation, commit 7a442de. Setting: `reproduce.project_a`. Both forms take six samples
+of an image, two of them the image itself. `as_published` normalises as for VGG16, whatever the network.
+
+Published, on the 101 images of CamVid's val split: accuracy 0.8926, and from the correctly paired pass micro IoU
+0.8069; see `a_unet_vgg16.py` for the figures that mean nothing.
 
 Ours, `mobilenet_v2` started from ImageNet weights (an 8-bit model's, widened): accuracy 0.9014, micro IoU 0.8205, mean
 IoU 0.5726, F1 0.6664, seed 0; half an hour of steps on two CPU cores that did other work too. MobileNet v1 from

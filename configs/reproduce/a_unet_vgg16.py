@@ -3,7 +3,10 @@
     python -m jaxseg.main --config=configs/reproduce/a_unet_vgg16.py --config.data.dir=CAMVID
     python -m jaxseg.main --config=configs/reproduce/a_unet_vgg16.py:as_published --config.data.dir=CAMVID
 
-The project calls `Unet('vgg16')` of the Keras library segmentation_models an FCN. Setting: `reproduce.project_a`.
+Source: NabeelEhsan/Semantic-Segmentation, commit 7a442de. Setting: `reproduce.project_a`. The project calls
+`Unet('vgg16')` of the Keras library segmentation_models an FCN. Both forms take six samples of an image, two of them
+the image itself. `as_published` normalises as for VGG16, whatever the network.
+
 Published, on the 101 images of CamVid's val split: accuracy 0.8492, and from the correctly paired pass micro IoU
 0.7383. The project's own table has 0.5157, F1 0.3119 and "Dice" 0.6881 in their place, from predictions that were
 compared with the masks of other images; they mean nothing and are not repeated.

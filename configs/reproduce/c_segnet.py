@@ -3,9 +3,14 @@
     python -m jaxseg.main --config=configs/reproduce/c_segnet.py --config.data.dir=MONUSEG
     python -m jaxseg.main --config=configs/reproduce/c_segnet.py:as_published --config.data.dir=MONUSEG
 
-Setting: `reproduce.project_c`. Published: test patches 0.9028 / 0.7664 / 0.9582; validation patches, which share
-pixels with training, 0.8946 / 0.8090 / 0.9560 (accuracy / F1 / "Dice", the last by a definition that gives (1 +
-accuracy) / 2).
+Source: arslanamin14/Image-Segmentation, commit 0aa389d. Setting: `reproduce.project_c`. `as_published` deals out
+patches that overlap by half, so that validation pixels are in training too, and draws test nuclei with a rim that
+training's masks have not. Two logits with a softmax stand for the project's one with a sigmoid, which is the same
+function. Scores are of patches; `--mode=eval --split=test_images --config.eval.protocol=slide --config.eval.size=256
+--config.eval.stride=128` scores whole images, put together from them.
+
+Published: test patches 0.9028 / 0.7664 / 0.9582; validation patches, which share pixels with training, 0.8946 /
+0.8090 / 0.9560 (accuracy / F1 / "Dice", the last by a definition that gives (1 + accuracy) / 2).
 
 Not run yet.
 """

@@ -4,9 +4,14 @@
     python -m jaxseg.main --config=configs/reproduce/c_unet.py:as_published --config.data.dir=MONUSEG
     python -m jaxseg.main --config=configs/reproduce/c_unet.py:best --config.data.dir=MONUSEG
 
-Setting: `reproduce.project_c`. Published: test patches 0.9055 / 0.7715 / 0.9587; validation patches, which share
-pixels with training, 0.9555 / 0.9216 / 0.9809 (accuracy / F1 / "Dice", the last by a definition that gives (1 +
-accuracy) / 2).
+Source: arslanamin14/Image-Segmentation, commit 0aa389d. Setting: `reproduce.project_c`. `as_published` deals out
+patches that overlap by half, so that validation pixels are in training too, and draws test nuclei with a rim that
+training's masks have not. Two logits with a softmax stand for the project's one with a sigmoid, which is the same
+function. Scores are of patches; `--mode=eval --split=test_images --config.eval.protocol=slide --config.eval.size=256
+--config.eval.stride=128` scores whole images, put together from them.
+
+Published: test patches 0.9055 / 0.7715 / 0.9587; validation patches, which share pixels with training, 0.9555 /
+0.9216 / 0.9809 (accuracy / F1 / "Dice", the last by a definition that gives (1 + accuracy) / 2).
 
 As published the first convolution of every block is dead, its output never used: one convolution a block.
 
@@ -49,4 +54,4 @@ def best(config: ConfigDict) -> None:
     config.model.name, config.model.backbone, config.model.weights = "unet", "mobilenet_v2", "imagenet"
     config.loss.dice = 1.0
     optim.schedule, optim.backbone_lr_scale = "poly", 0.2
-    train.num_epochs, train.eval_every, train.patience, train.best = 12.0, 2 * (972 // 16), 0, "mean_iou"
+    train.num_epochs, train.eval_epochs, train.patience, train.best = 12.0, 2.0, 0, "mean_iou"

@@ -4,6 +4,8 @@
     python -m jaxseg.main --config=configs/reproduce/e_pix2pix.py
     python -m jaxseg.main --mode=eval --workdir=runs/e_unet_mobilenetv2 --config.eval.boundary_tolerance=3
 
+Source: smunjewar/Image_Segmentation, commit 70fc18e.
+
 The project trained no GAN; there is nothing published to compare with. Boundary F1 and mean IoU before refining are
 what the last command prints, those after it the second one's. The first stage is `runs/e_unet_mobilenetv2`; another
 one: `--config.refine.base=WORKDIR`.
@@ -20,7 +22,7 @@ def get_config(argument: str = ""):
     config = e_unet_mobilenetv2.get_config(argument).unlock()
     config.refine.base = "runs/e_unet_mobilenetv2"
     config.optim.freeze_backbone, config.optim.learning_rate = False, 2e-4
-    config.data.batch_size, config.train.num_epochs, config.train.eval_every = 8, 5.0, 2164 // 8
+    config.data.batch_size, config.train.num_epochs = 8, 5.0
     config.train.best = "mean_iou"
     config.eval.boundary_tolerance = 3.0
     return publish(config, "nothing was published of a refinement", {})

@@ -27,7 +27,8 @@ INTRO = """# Published experiments, run again
 A config is a row of somebody's table; its docstring says where that stands, how it was got and what is wrong with it.
 `NAME.py` runs it soundly, `NAME.py:as_published` as it was really run. *By the project's definitions* are the scores
 that it called by these names, see `jaxseg/published.py`; they are other things than those of `jaxseg/metrics.py`.
-± is the sample standard deviation over seeds. A run that is shorter than its config says is called shortened.
+± is the sample standard deviation over seeds. A run that is shorter than its config says is called shortened. *best,
+chosen here* is the checkpoint that scored best on these very images while training.
 
 Written by `python -m jaxseg.compare RUN... --reproduce={file}`.
 
@@ -56,7 +57,7 @@ def line(row: Row, folder: pathlib.Path) -> list[str]:
     cells = {
         "data": _data(row, card),
         "length": tables.joined([length(run, card) for run in row.group.runs]),
-        "protocol": ", ".join(filter(None, (row.split, row.protocol, row.checkpoint))) or tables.DASH,
+        "protocol": ", ".join(filter(None, (row.split, row.protocol, _checkpoint(row)))) or tables.DASH,
         "measured": _measured(row, ours),
         "measured by the project's definitions": _measured(row, theirs),
         "published": _published(row),
@@ -138,6 +139,11 @@ def epochs(run: Run) -> float | None:
     if told is not None:
         return told
     return set_to * run.step / run.num_steps if set_to and run.num_steps else None
+
+
+def _checkpoint(row: Row) -> str:
+    chosen_by = row.group.config.get("eval.split") or "val"
+    return "best, chosen here" if (row.checkpoint, row.split) == ("best", chosen_by) else row.checkpoint
 
 
 def _data(row: Row, card: dict[str, Any] | None) -> str:

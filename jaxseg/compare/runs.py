@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from jaxseg.errors import UserError
-from jaxseg.writers import METRICS, read_metrics
+from jaxseg.files import CONFIG, EVALUATIONS, INFO, METRICS, RUN, VAL_BEST
+from jaxseg.writers import read_metrics
 
-ABOUT = "run.json"
-INFO = "info.json"
-EVALUATIONS = "evaluations"
 SEED = "train.seed"
 # No result depends on these: runs that differ in nothing else are of one config.
-SAME_RESULT = (SEED, "data.workers", "data.eval_batch_size", "train.log_every", "train.checkpoint_every")
+SAME_RESULT = (SEED, "data.workers", "data.eval_batch_size", "train.log_every", "train.checkpoint_every", "train.fsdp")
 PUBLISHED = "published."
 
 
@@ -33,6 +31,7 @@ class Evaluation:
       scores: name to value; those by a published project's own definition as `published/NAME`.
       iou: class to IoU, NaN where it is absent.
       counts: int64 `[C, C]`, `counts[true, pred]`; None where the run is too old to tell.
+      records: a hash of the split's images and labels; '' where the run is too old to tell.
     """
 
     split: str
@@ -41,6 +40,7 @@ class Evaluation:
     scores: dict[str, float]
     iou: dict[str, float] = field(default_factory=dict)
     counts: np.ndarray | None = None
+    records: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -57,6 +57,7 @@ class Run:
       config: its fields, flat, `{'data.name': 'camvid', ...}`.
       rows: of `metrics.jsonl`, numbers alone.
       about: of `run.json`: parameters, multiply_adds, images_per_second, ...; {} where there is none.
+      records: of `run.json`: a hash of each split's images and labels; {} where there is none.
       notes: what of it could not be read.
       of_data: the class names of `info.json`, () where there is none.
     """
@@ -69,6 +70,7 @@ class Run:
     notes: list[str]
     name: str = ""
     of_data: tuple[str, ...] = ()
+    records: dict[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -140,6 +142,11 @@ class Group:
         return self.runs[0].class_names
 
     @property
+    def scored(self) -> str:
+        """A hash of the images that its runs scored while they trained; '' where they don't tell."""
+        return next((e.records for run in self.runs for e in run.evaluations if e.checkpoint == "best"), "")
+
+    @property
     def published(self) -> dict[str, Any]:
         """The config's group `published`: `setting` and other texts, and `scores.NAME` for each published figure."""
         return {key.removeprefix(PUBLISHED): v for key, v in self.config.items() if key.startswith(PUBLISHED)}
@@ -190,6 +197,11 @@ class Row:
         return {name: float(np.mean(of_class)) for name, of_class in values.items()}
 
     @property
+    def records(self) -> str:
+        """A hash of the images and labels that were scored; '' where the runs don't tell."""
+        return self.evaluations[0].records if self.evaluations else self.group.scored
+
+    @property
     def counts(self) -> np.ndarray | None:
         """int64 `[C, C]`, `counts[true, pred]`, summed over the seeds."""
         found = [evaluation.counts for evaluation in self.evaluations if evaluation.counts is not None]
@@ -229,16 +241,16 @@ def read_run(workdir: str | os.PathLike) -> Run:
     """
     path = pathlib.Path(workdir)
     config, rows, notes = _read_config(path), _read_rows(path), []
-    about = _read_about(path, notes)
+    about, records = _read_about(path, notes)
     by_file = _read_evaluations(path, about, notes)
     # What was scored while training may have been scored again by --mode=eval.
     evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
-    if "val-best" not in by_file:
+    if pathlib.Path(VAL_BEST).stem not in by_file:
         evaluations = _evaluations_of(rows, config) + evaluations
     if not rows and not evaluations:
         raise UserError(f"{path} has no results yet: neither rows in {METRICS} nor files in {EVALUATIONS}/")
     of_data = tuple(map(str, (_read_json(path / INFO, notes) or {}).get("class_names", ())))
-    return Run(path, config, rows, about, evaluations, notes, of_data=of_data)
+    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, records=records)
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -250,7 +262,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         # JSON, but not the groups and fields of a config; or not even text.
-        raise UserError(f"{path / configs.FILE} is no config of a run ({error})") from error
+        raise UserError(f"{path / CONFIG} is no config of a run ({error})") from error
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, float]]:
@@ -281,10 +293,12 @@ def _read_json(path: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _read_about(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
-    about = _read_json(path / ABOUT, notes) or {}
+def _read_about(path: pathlib.Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    about = _read_json(path / RUN, notes) or {}
     texts = ("status", "device")
-    return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}
+    records = about.get("records")
+    records = {key: v for key, v in records.items() if isinstance(v, str)} if isinstance(records, dict) else {}
+    return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}, records
 
 
 def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[str]) -> dict[str, Evaluation]:
@@ -322,16 +336,18 @@ def _evaluation(value: Mapping[str, Any]) -> Evaluation:
             scores[f"published/{name.removeprefix('published/')}"] = score
     iou = dict(zip(class_names, metrics.scores(counts)["iou"].tolist(), strict=True))
     words = (str(value[key]) for key in ("split", "checkpoint", "protocol"))
-    return Evaluation(*words, scores=scores, iou=iou, counts=counts)
+    return Evaluation(*words, scores=scores, iou=iou, counts=counts, records=str(value.get("records", "")))
 
 
 def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[Evaluation]:
     """The best evaluation among the rows of a run that wrote no files of them; there is none before the first."""
-    best = config.get("train.best", "mean_iou")
+    from jaxseg import config as configs
+
+    best, project = config.get("train.best", "mean_iou"), config.get("eval.published", "")
     scored = [row for row in rows if math.isfinite(row.get(f"val/{best}", math.nan))]
     if not scored:
         return []
-    pick = min if best == "loss" else max
+    pick = min if configs.lower_is_better(best, project) else max
     row = pick(scored, key=lambda row: row[f"val/{best}"])
     prefix = "val/iou/"
     iou = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
@@ -357,6 +373,9 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     for run in runs:
         fields = {key: value for key, value in run.config.items() if key not in SAME_RESULT}
+        if run.records:
+            # Wherever they lay.
+            fields["data.dir"] = run.records
         fields["class_names"] = run.class_names
         groups.setdefault(json.dumps(fields, sort_keys=True, default=str), Group([])).runs.append(run)
     found = list(groups.values())
@@ -388,8 +407,8 @@ def rows(groups: Sequence[Group]) -> list[Row]:
         gathered: dict[tuple, list[Evaluation]] = {}
         for run in group.runs:
             for evaluation in run.evaluations:
-                gathered.setdefault((evaluation.key, tuple(evaluation.iou)), []).append(evaluation)
-        of_group = [Row(group, *key, evaluations) for (key, _), evaluations in gathered.items()]
+                gathered.setdefault((evaluation.key, tuple(evaluation.iou), evaluation.records), []).append(evaluation)
+        of_group = [Row(group, *key, evaluations) for (key, *_), evaluations in gathered.items()]
         found += [row for row in of_group if not _is_best_again(row, of_group)] or [Row(group, "", "", "", [])]
     blocks = list(dict.fromkeys(block(row) for row in found))
     return sorted(found, key=lambda row: blocks.index(block(row)))
@@ -405,21 +424,25 @@ def _is_best_again(row: Row, others: Sequence[Row]) -> bool:
 
 
 def block(row: Row) -> tuple:
-    """What rows must share for their scores to be comparable: data set, classes, split and protocol."""
-    return row.group.data, tuple(row.iou) or row.group.class_names, row.split, row.protocol
+    """What rows must share for their scores to be comparable: the scored images, classes, split and protocol."""
+    return row.group.data, row.records, tuple(row.iou) or row.group.class_names, row.split, row.protocol
 
 
 def data_key(group: Group) -> tuple:
-    """What runs on the same images and classes share."""
+    """What runs that are scored on the same images and classes share."""
     folder = group.config.get("data.dir", "") if group.config.get("data.name") == "folder" else ""
-    return group.data, folder, group.class_names
+    return group.data, group.scored or folder, group.class_names
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
     """Lines on what must not be read as a contest or a spread: other data, other class lists, a seed run twice."""
     by_data: dict[str, dict[tuple, list[str]]] = {}
+    scored = {data_key(group)[:2] for group in groups}
     for group in groups:
-        of_data = by_data.setdefault(" ".join(filter(None, data_key(group)[:2])), {})
+        name, records, _ = data_key(group)
+        # One name for several sets of images: what tells them apart besides.
+        name += f" {records}" if [other for other, _ in scored].count(name) > 1 else ""
+        of_data = by_data.setdefault(name, {})
         of_data.setdefault(group.class_names, []).append(group.label)
     lines = []
     if len(by_data) > 1:

@@ -190,7 +190,7 @@ def sheet_grid(sheet: Sheet) -> str:
     note = (
         f"<p class=muted>{text(sheet.data)} {text(sheet.split)}: the best and the worst of {which} images by mean IoU "
         "of the image, averaged over the networks. Each network is the best checkpoint of its first seed, on the whole "
-        "image.</p>"
+        "image, at the size that its run was scored at.</p>"
     )
     parts = [f'<div class="name">{text(name)}</div>' for name in columns]
     for rank, picture in enumerate(sheet.pictures, 1):

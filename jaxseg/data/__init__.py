@@ -31,14 +31,14 @@ class Dataset:
     Attributes:
       info: its classes.
       path: the folder with its records.
-      content: its name and a hash of what is in it; copies of the data on several machines have the same.
+      contents: a hash of the images, labels and names of every split, the same wherever they were prepared.
       lengths: the number of images of every split.
       train_split, eval_split: the names of the splits that are trained and scored on.
     """
 
     info: DataInfo
     path: str
-    content: str
+    contents: dict[str, str]
     lengths: dict[str, int]
     train_split: str
     eval_split: str
@@ -69,6 +69,24 @@ class Dataset:
 
         lookup(self.lengths, split, f"split of {self.info.name}")
         return read_sizes(self.path)[split]
+
+    def median_frequency_weights(self, split: str) -> np.ndarray:
+        """float64 [num_classes], a weight of the loss for every class: the median over classes of their frequencies, by
+        its own. A class's frequency is its share of the labelled pixels of the images that it is in (Eigen and Fergus,
+        ICCV 2015, section 6.3.2). One that is in no image of the split has weight 1.
+
+        Raises:
+          UserError: there is no such split.
+        """
+        from jaxseg.data.source import read_notes
+
+        lookup(self.lengths, split, f"split of {self.info.name}")
+        own, beside = np.array(read_notes(self.path)["pixels"][split], float)[:, : self.info.num_classes]
+        there = own > 0
+        frequencies = own[there] / beside[there]
+        weights = np.ones(self.info.num_classes)
+        weights[there] = np.median(frequencies) / frequencies
+        return weights
 
 
 def _recipe(name: str):
@@ -101,11 +119,12 @@ def open_dataset(name: str, *, directory: str = "", version: str = "", progress:
     """
     recipe = _recipe(name)(directory, version, progress)
     from jaxseg.data.builder import prepare
-    from jaxseg.data.source import read_content, read_sizes
+    from jaxseg.data.source import read_notes
 
     path = str(prepare(recipe, progress))
-    lengths = {split: len(rows) for split, rows in read_sizes(path).items()}
+    notes = read_notes(path)
+    lengths = {split: len(rows) for split, rows in notes["sizes"].items()}
     missing = [split for split in (recipe.train_split, recipe.eval_split) if split not in lengths]
     if missing:
         raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}.")
-    return Dataset(recipe.info, path, read_content(path), lengths, recipe.train_split, recipe.eval_split)
+    return Dataset(recipe.info, path, notes["contents"], lengths, recipe.train_split, recipe.eval_split)

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
@@ -43,8 +44,8 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, recipe: Recipe, root: Path, counter=None):
         self._recipe, self._counter = recipe, counter
-        self._sizes: dict[str, list[tuple[int, int]]] = {}
-        self._contents: dict[str, str] = {}
+        # Of each split, see `source.read_notes`; filled while the records are written.
+        self._notes: dict[str, dict[str, Any]] = {"sizes": {}, "contents": {}, "pixels": {}}
         config = tfds.core.BuilderConfig(name=f"{recipe.key}-{recipe.fingerprint}")
         super().__init__(data_dir=str(root), config=config, file_format="array_record")
 
@@ -59,9 +60,7 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
                     "id": tfds.features.Text(),
                 }
             ),
-            metadata=tfds.core.MetadataDict(
-                origin=self._recipe.origin, key=self._recipe.key, sizes=self._sizes, contents=self._contents
-            ),
+            metadata=tfds.core.MetadataDict(origin=self._recipe.origin, key=self._recipe.key, **self._notes),
             # The records keep the order of the lists.
             disable_shuffling=True,
         )
@@ -70,21 +69,25 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self._recipe.splits()}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        sizes = self._sizes[split] = []
-        content = hashlib.sha256()
+        sizes, content, pixels = [], hashlib.sha256(), np.zeros((2, 256), np.int64)
         items = self._recipe.splits()[split]
         records = _read_ahead(self._recipe, items)
         # tfds sorts a large split by thousandths of the range of keys, each of them in memory: neighbours 0, 1, 2 would
         # all come into the first.
         distance = 2**HKEY_SIZE // max(1, len(items))
-        for index, (name, image, labels, size, digest) in enumerate(counted(records, self._counter)):
+        for index, (name, image, labels, size, digest, of_image) in enumerate(counted(records, self._counter)):
             sizes.append(size)
             content.update(digest)
+            pixels += [of_image, (of_image > 0) * np.delete(of_image, self._recipe.info.ignore_label).sum()]
             yield index * distance, {"images": io.BytesIO(image), "labels": io.BytesIO(labels), "id": name}
-        self._contents[split] = content.hexdigest()
+        noted = {"sizes": sizes, "contents": content.hexdigest()[:12], "pixels": pixels.tolist()}
+        for name, value in noted.items():
+            self._notes[name][split] = value
 
 
-def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, bytes, bytes, tuple[int, int], bytes]]:
+def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple]:
+    """Of each item its name, image and labels, both encoded, size, a hash of these, and its pixels of each label."""
+
     def read(item):
         name, image, labels = recipe.read(item)
         check_labels(labels, recipe.info, str(getattr(item, "labels", name)))
@@ -98,7 +101,7 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple[str, byt
             raise UserError(f"cannot use {getattr(item, 'image', name)}: {error}; save it anew.") from error
         # Of the labels as they are, not of what one version of OpenCV makes of them.
         digest = hashlib.sha256(b"\0".join((name.encode(), image, labels.tobytes()))).digest()
-        return name, image, encode_labels(labels), size, digest
+        return name, image, encode_labels(labels), size, digest, np.bincount(labels.ravel(), minlength=256)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         todo = iter(items)

@@ -94,6 +94,14 @@ def read_classes(folder: Path, values: set[int]) -> Classes:
     else:
         if names is None:
             most = max(labels - {ignore, 255}, default=0)
+            # Class indices lie close together from 0 on; greys of smoothed outlines do not, or reach up to 254.
+            if {0, 255} <= labels and "ignore" not in said and most >= 64 and (len(labels) < most / 2 or most > 250):
+                greys = sorted(labels)
+                shown = ", ".join(map(str, greys if len(greys) <= 6 else [*greys[:4], "...", greys[-1]]))
+                raise UserError(
+                    f"the masks of {folder} hold {len(greys)} values, {shown}, which look like greys, not classes: "
+                    f"save them anew with 0 and 255 alone, or say in {path} which of them are classes."
+                )
             names = {label: f"class_{label}" for label in range(most + 1) if label != ignore}
         table = {label: index for index, label in enumerate(sorted(names))}
         table |= {_value(colours[names[label]]): index for label, index in table.items()} if colours else {}

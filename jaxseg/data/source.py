@@ -1,6 +1,5 @@
 """Prepared records, by index."""
 
-import hashlib
 import json
 import operator
 from pathlib import Path
@@ -75,15 +74,11 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def read_sizes(path: str) -> dict[str, np.ndarray]:
     """int32 [N, 2] for every split of a prepared data set: its images' heights and widths, as noted while preparing."""
-    return {split: np.array(rows, np.int32).reshape(-1, 2) for split, rows in _notes(path)["sizes"].items()}
+    return {split: np.array(rows, np.int32).reshape(-1, 2) for split, rows in read_notes(path)["sizes"].items()}
 
 
-def read_content(path: str) -> str:
-    """The name of a prepared data set and a hash of its images, labels and names, the same wherever it was prepared."""
-    notes = _notes(path)
-    contents = json.dumps(notes["contents"], sort_keys=True)
-    return f"{notes['key']}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}"
-
-
-def _notes(path: str) -> dict[str, Any]:
+def read_notes(path: str) -> dict[str, Any]:
+    """What was noted while a data set was prepared: of each split `sizes`, `contents`, a hash of all its records, and
+    `pixels`, int [2, 256]: each label's, and those of any class in the images that it is in.
+    """
     return json.loads((Path(path) / "metadata.json").read_text())

@@ -49,7 +49,7 @@ def test_a_line_has_what_was_measured_and_what_was_published(cards, write_run):
     assert line["config"] == "[`a_net`](a_net.py)"
     assert line["data"] == "camvid, a subset"
     assert line["length"] == "3 of 50 epochs, shortened"
-    assert line["protocol"] == "val, whole image, best"
+    assert line["protocol"] == "val, whole image, best, chosen here"
     assert line["measured"].startswith("mean IoU 0.6379, pixel accuracy 0.8000")
     assert line["measured by the project's definitions"] == "F1 0.7000"
     assert line["published"] == "F1 0.3700; 4 epochs \\| theirs"

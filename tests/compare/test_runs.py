@@ -248,6 +248,21 @@ def test_other_data_and_other_classes_are_warned_of(write_run):
     assert "different data" in note and "camvid (here)" in note and "voc (elsewhere)" in note
 
 
+def test_one_name_for_other_images_is_told_apart_and_copies_are_not(write_run):
+    def at(name, scored, **fields):
+        records = {"train": "11", "val": scored}
+        return write_run(
+            name, about={"records": records}, evaluation={"records": scored}, data__dir=f"/{name}", **fields
+        )
+
+    here, copy = at("here", "22"), at("copy", "22", train__seed=1)
+    [row], notes = read(here, copy)
+    assert len(row.evaluations) == 2 and notes == []
+    rows, [note] = read(here, at("other", "33"))
+    assert "different data" in note and "camvid 22 (here)" in note and "camvid 33 (other)" in note
+    assert len({runs.block(row) for row in rows}) == 2
+
+
 def test_figures_are_of_their_split(write_run):
     published = {"setting": "elsewhere", "split": "val", "published/mean_iou": 0.54, "pixel_accuracy": 0.89, "a": None}
     folder = write_run("a", published=published, evaluation={"published": {"mean_iou": 0.8, "f1": None}})

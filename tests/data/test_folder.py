@@ -94,6 +94,17 @@ def test_two_values(tmp_path, mask):
     np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)
 
 
+@pytest.mark.parametrize("greys", [[0, 128, 255], [0, 255, *range(3, 253, 3)]], ids=["few", "many"])
+def test_smoothed_outlines_are_no_classes(tmp_path, greys):
+    greys = np.resize(greys, (12, 16)).astype(np.uint8)
+    write_pairs(tmp_path / "images", tmp_path / "masks", "ab", greys)
+    with pytest.raises(UserError, match=r"values, 0, .*, which look like greys, not classes: save them anew"):
+        opened(tmp_path)
+    (tmp_path / "classes.yaml").write_text("names: {0: ground, 128: rim, 255: cat}")
+    if len(np.unique(greys)) == 3:
+        assert opened(tmp_path).info.class_names == ("ground", "rim", "cat")
+
+
 def test_255_is_a_class_only_where_all_masks_say_so(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES % 2 * np.uint8(255))
     np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2)

@@ -39,18 +39,35 @@ def test_records_are_the_files(camvid_folder):
 
 def test_copies_have_one_content_and_a_changed_label_another(camvid_folder, tmp_path):
     def opened(folder):
-        data = open_dataset("camvid", directory=str(folder), progress=False)
-        return data.content, data.path
+        return open_dataset("camvid", directory=str(folder), progress=False)
 
-    (content, path), copy = opened(camvid_folder), tmp_path / "copy"
+    here, copy = opened(camvid_folder), tmp_path / "copy"
     shutil.copytree(camvid_folder, copy, copy_function=shutil.copyfile)
-    assert opened(copy)[0] == content and opened(copy)[1] != path and content.startswith("camvid-")
-    for mask in [copy / "valannot" / "val_0.png", copy / "trainannot" / "train_3.png"]:
-        labels = np.array(Image.open(mask))
-        labels[0, 0] = (labels[0, 0] + 1) % 11
-        Image.fromarray(labels).save(mask)
-        assert opened(copy)[0] != content
-        content = opened(copy)[0]
+    there = opened(copy)
+    assert there.contents == here.contents and there.path != here.path
+    assert here.contents.keys() == here.lengths.keys() and len(set(here.contents.values())) == 3
+    mask = copy / "valannot" / "val_0.png"
+    labels = np.array(Image.open(mask))
+    labels[0, 0] = (labels[0, 0] + 1) % 11
+    Image.fromarray(labels).save(mask)
+    changed = opened(copy)
+    assert [split for split in here.splits if changed.contents[split] != here.contents[split]] == ["val"]
+
+
+def test_weights_by_median_frequency(camvid_folder):
+    masks = np.full((4, 36, 48), 11, np.uint8)  # 11 is void
+    masks[0, :, :24], masks[0, :, 24:36] = 0, 1  # 864 and 432 of 1,296 labelled
+    masks[1, :, :24] = 0  # all that is labelled
+    masks[2, 0, :40], masks[2, 0, 40:] = 2, 0  # 40 and 8 of 48
+    for index, labels in enumerate(masks):
+        Image.fromarray(labels).save(camvid_folder / "trainannot" / f"train_{index}.png")
+    data = open_dataset("camvid", directory=str(camvid_folder), progress=False)
+    frequencies = [(864 + 864 + 8) / (1296 + 864 + 48), 432 / 1296, 40 / 48]
+    due = np.ones(11)
+    due[:3] = np.median(frequencies) / frequencies
+    np.testing.assert_allclose(data.median_frequency_weights("train"), due)
+    with pytest.raises(UserError, match="unknown split of camvid 'trian': did you mean train"):
+        data.median_frequency_weights("trian")
 
 
 def test_a_split_that_is_sorted_on_disk_keeps_its_order_and_is_spread(camvid_folder, monkeypatch):
