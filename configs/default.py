@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
     train.seed = 0  # of weights, order, augmentation and dropout
 
     config.eval = scored = ConfigDict()
-    scored.split = ""  # that is scored; '': the data set's own choice
+    scored.split = ""  # that is scored, as `val/...` whichever it is; '': the data set's own choice
     scored.protocol = "whole"  # whole, resize, resize_labels, center_crop or slide, see jaxseg/protocols.py
     # (pixels,) or (height, width) that the protocol resizes or crops to, or of the windows of slide.
     scored.size = ()
@@ -118,9 +118,9 @@ def get_config() -> ConfigDict:
 
 
 def for_data(family: str, argument: str, default: tuple[str, str]) -> ConfigDict:
-    """A family under the protocol of a data set: `argument` is `BACKBONE,DATA`, either may be left out.
+    """A family with the training settings of a data set: `argument` is `BACKBONE,DATA`, either may be left out.
 
-    voc: the protocol of mmsegmentation's tables, with SBD's masks: crops of 512, batch 16, scale 0.5 to 2, flip; SGD
+    voc: those of mmsegmentation's tables, with SBD's masks: crops of 512, batch 16, scale 0.5 to 2, flip; SGD
     0.01 with momentum 0.9 and weight decay 5e-4, poly 0.9, 20,000 steps. It wants a GPU.
     camvid: scale 0.5 to 2, crops of 256, flip, batch 8; Adam 1e-3, a fifth of it for the backbone, poly 0.9; 900 steps,
     which are 20 times the 45 whole batches of the split.

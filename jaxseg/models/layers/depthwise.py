@@ -92,7 +92,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: in
     """Depthwise convolution: every channel with a filter of its own.
 
     On a CPU, XLA runs grouped convolutions 5 to 40 times slower than the same sum written as k*k shifted
-    multiply-adds, and those run at a third of the rate of `onednn`: it is the last where it can be had, else the sum;
+    multiply-adds, and those run at half the rate of `onednn`: it is the last where it can be had, else the sum;
     elsewhere it is the grouped convolution. Values and gradients are equal up to the order of the sums.
 
     Args:

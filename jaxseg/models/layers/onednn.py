@@ -1,7 +1,7 @@
 """Convolutions by oneDNN, which jaxlib carries for x86 CPUs: dense and depthwise, and all their gradients.
 
-XLA's own convolution for a CPU reaches a third to two thirds of oneDNN's rate in float32 and a tenth in bfloat16, and
-is forty times as slow with a filter a channel. Programs can call oneDNN's forward convolution by name, as XLA itself
+XLA's own convolution for a CPU reaches half to four fifths of oneDNN's rate in float32 and a tenth in bfloat16, and
+is sixty times as slow with a filter a channel. Programs can call oneDNN's forward convolution by name, as XLA itself
 does in builds that rewrite convolutions; this file writes that call. Gradients are forward convolutions too: that for
 the input, of `dy` with the kernel turned about; that for the kernel, of the image with `dy` as its kernel.
 
