@@ -1,7 +1,7 @@
 """A split through the network: one confusion matrix, one loss, and the predictions of a few images."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,8 +76,7 @@ def evaluate(
       ignore_label: of the batches' labels.
     """
     counts, loss_sum, images, examples, boundaries, sums = np.int64(0), 0.0, 0, [], [], []
-    for batch in batches:
-        out = eval_step(variables, put_batch({key: batch[key] for key in ("images", "labels", "sizes")}, mesh))
+    for batch, out in _one_ahead(eval_step, variables, batches, mesh):
         counts = counts + np.asarray(out["counts"], np.int64)
         loss_sum += float(out["loss_sum"])
         valid = np.flatnonzero(batch["valid"])
@@ -98,6 +97,19 @@ def evaluate(
     loss = loss_sum / pixels if pixels else float("nan")
     per_image = {name: np.concatenate([part[name] for part in sums]) for name in (sums[0] if sums else ())}
     return Evaluation(counts, loss, images, examples, _over_images(boundaries, counts), per_image)
+
+
+def _one_ahead(eval_step, variables, batches, mesh) -> Iterator[tuple[Mapping[str, Any], dict[str, jax.Array]]]:
+    """Batches with what `eval_step` makes of them; the device has the next one already while a result is fetched."""
+    before = None
+    for batch in batches:
+        fields = {key: batch[key] for key in ("images", "labels", "sizes")}
+        now = batch, eval_step(variables, put_batch(fields, mesh))
+        if before:
+            yield before
+        before = now
+    if before:
+        yield before
 
 
 def _rows(array: jax.Array | np.ndarray) -> np.ndarray:

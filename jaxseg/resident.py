@@ -178,11 +178,13 @@ def augment(
         x, y = _distorted(xs, width, chance["grid"][0]), _distorted(ys, height, chance["grid"][1])
         image, label = _remap(image, label, x[None], y[:, None], (height, width), fill)
     if "elastic" in chance:
-        shift = jnp.einsum("ya,xb,abc->yxc", _bicubic(ys, height), _bicubic(xs, width), chance["elastic"])
+        weights = (_bicubic(ys, height), _bicubic(xs, width))
+        # A GPU would take products in TF32, whose rounding moves pixels.
+        shift = jnp.einsum("ya,xb,abc->yxc", *weights, chance["elastic"], precision=jax.lax.Precision.HIGHEST)
         image, label = _remap(image, label, xs + shift[..., 0], ys[:, None] + shift[..., 1], (height, width), fill)
     if "jitter" in chance:
         luma = jnp.asarray(transforms.LUMA, jnp.float32)
-        mean = jnp.sum(jnp.where(inside, image @ luma, 0.0)) / (height * width)
+        mean = jnp.sum(jnp.where(inside, (image * luma).sum(-1), 0.0)) / (height * width)
         image = _rounded(_linear(image, chance["jitter"].at[:, 3].multiply(mean)))
     if "stain" in chance:
         density = _linear(-jnp.log((image + 1) / 256), chance["stain"])

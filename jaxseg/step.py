@@ -25,8 +25,9 @@ from jaxseg.metrics import confusion_matrix
 from jaxseg.models.layers import FullSize, resize_bilinear
 from jaxseg.state import TrainState
 
-# Bytes of a device's logits at the size of the images. Beyond, they are made and used an image at a time.
-_LARGE = 2**27
+# Bytes of a device's logits at the size of the images, on a CPU (whose caches they should stay near) and on others.
+# Beyond, they are made and used an image at a time.
+_LARGE, _LARGE_ELSEWHERE = 2**27, 2**30
 _SMALL = 2**10  # values of an array, or fewer, that every device keeps whole
 
 
@@ -132,8 +133,8 @@ def create_train_step(
     the loss and the gradient are those of the global batch. Dropout's key is folded from the seed and the step: a
     resumed run draws what the unbroken one draws.
 
-    Where the loss is cross entropy alone and the logits, at the size of the images, would take a device more than
-    128 MiB, a network that ends in `FullSize` has them enlarged an image at a time, see
+    Where the loss is cross entropy alone and the logits, at the size of the images, would take a CPU more than 128 MiB
+    or another device more than 1 GiB, a network that ends in `FullSize` has them enlarged an image at a time, see
     `losses.upsampled_cross_entropy`.
 
     Args:
@@ -153,6 +154,7 @@ def create_train_step(
     """
     losses = {"cross_entropy": 1.0} if losses is None else losses
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    large = mesh.size * (_LARGE if mesh.devices.flat[0].platform == "cpu" else _LARGE_ELSEWHERE)
 
     def forward(params, batch_stats, images, key):
         """New statistics, and the logits: the network's own, then the auxiliary ones."""
@@ -205,7 +207,7 @@ def create_train_step(
             if not isinstance(logits, _Resizable):
                 return total_loss(logits, labels, losses, **settings)
             small, by = logits.small, {"align_corners": logits.align_corners}
-            if labels.size * small.shape[-1] * 4 > _LARGE * mesh.size and set(weighted) == {"cross_entropy"}:
+            if labels.size * small.shape[-1] * 4 > large and set(weighted) == {"cross_entropy"}:
                 loss = upsampled_cross_entropy(small, labels, together=mesh.size, **by, **settings)
                 return weighted["cross_entropy"] * loss
             logits = resize_bilinear(small.astype(jnp.float32), labels.shape[1:], **by)

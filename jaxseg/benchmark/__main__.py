@@ -48,7 +48,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--against", choices=("torch",), help="the same in PyTorch beside it, in turns, and the ratio")
     parser.add_argument(
-        "--eager", action="store_true", help="with --against: without torch.compile, which takes minutes"
+        "--forms",
+        choices=("all", "eager", "compiled"),
+        default="all",
+        help="with --against: those of PyTorch that the fastest is taken of: all (default), eager (torch.compile takes "
+        "minutes), or compiled with channels last alone",
     )
     parser.add_argument(
         "--rounds", type=int, default=10, help="figures that the median is taken of; %(default)s by default"
@@ -151,10 +155,10 @@ def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
             train=train,
             dtype=what["dtype"],
             log=_say,
-            forms=[form for form in peers.FORMS if form[0] == peers.EAGER or not arguments.eager],
+            forms=peers.FORMS[arguments.forms],
             block=block,
         )
-        contenders.append(theirs)
+        contenders += [theirs] if theirs else []
     seconds = alternate(contenders, arguments.rounds, block)
 
     work = multiply_adds(model, (what["size"], what["size"])) * what["batch"] * (3 if train else 1)
@@ -171,7 +175,7 @@ def measure_network(arguments: argparse.Namespace) -> dict[str, Any]:
             "memory": contender.memory,
             "share_of_matmul_rate": work / median / rate,
         }
-    if arguments.against:
+    if len(contenders) > 1:
         median, least, most = ratio(seconds, ours.name, theirs.name)
         result["times_as_fast"] = {"median": median, "least": least, "most": most}
     _print_table(result)
@@ -211,16 +215,20 @@ def _network(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 def _network_of_config(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     from jaxseg import config as configs
     from jaxseg.data import data_info
+    from jaxseg.data.transforms import as_pair
 
     if arguments.against:
         raise UserError("--against=torch compares networks as the libraries ship them: give --model and --backbone")
     config = _config(arguments)
     classes = data_info(config.data.name, config.data.version, config.data.dir).num_classes
+    high, wide = as_pair(config.data.crop_size)
+    if high != wide and arguments.mode != "scaling":
+        raise UserError(f"data.crop_size is {(high, wide)}: networks are measured on square images, give --size=PIXELS")
     what = {
         "model": config.model.name,
         "backbone": config.model.backbone,
         "classes": classes,
-        "size": config.data.crop_size,
+        "size": high if high == wide else (high, wide),
         "batch": arguments.batch or (1 if arguments.mode == "latency" else config.data.batch_size),
         "dtype": config.model.dtype,
         "remat": config.train.remat,

@@ -1,11 +1,12 @@
 """The same networks in PyTorch, as contenders: SMP's, torchvision's, and SegNet, which neither has."""
 
+import gc
 import importlib
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ from jaxseg.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
 OPTIONS: dict[str, dict[str, Any]] = {"fcn": {"aux_head": True, "backbone_options": {"dilate_first_block": False}}}
 
 COMPILED, EAGER = "compiled", "eager"
-FORMS = tuple(itertools.product((COMPILED, EAGER), ("channels-last", "contiguous")))
+ORDERS = ("channels-last", "contiguous")
+FORMS = {
+    "all": tuple(itertools.product((COMPILED, EAGER), ORDERS)),
+    "eager": tuple((EAGER, order) for order in ORDERS),
+    "compiled": ((COMPILED, "channels-last"),),  # the likely fastest on a GPU alone
+}
 
 
 def import_torch():
@@ -140,16 +146,31 @@ def fastest(
     train: bool,
     dtype: str,
     log: Callable[[str], None],
-    forms: tuple[tuple[str, str], ...] = FORMS,
+    forms: Sequence[tuple[str, str]] = FORMS["all"],
     block: int | None = None,
-) -> Contender:
-    """Of the network in all `forms`, eager or compiled and in either order of memory, the one with the fastest step."""
+) -> Contender | None:
+    """Of the network in all `forms`, eager or compiled and in either order of memory, the one with the fastest step.
+
+    A form that fails is told and left out; None where all do.
+    """
+    torch = import_torch()
     best, least = None, float("inf")
     for how, order in forms:
         name = f"PyTorch {how}, {order}"
         network = create(family, backbone, num_classes)
-        contender = _contender(network, batch, name, compiled=how == COMPILED, order=order, train=train, dtype=dtype)
-        seconds = statistics.median(alternate([contender], 3, block)[name])
+        settings = {"compiled": how == COMPILED, "order": order, "train": train, "dtype": dtype}
+        try:
+            contender = _contender(network, batch, name, **settings)
+            seconds = statistics.median(alternate([contender], 3, block)[name])
+        except Exception as error:  # of the device, of the compiler, of an operation that it lacks
+            log(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            continue
+        finally:
+            del network
+            gc.collect()
+            if torch.cuda.is_available():
+                # What an earlier form leaves would count as the next one's.
+                torch.cuda.empty_cache()
         log(f"{name}: {1000 * seconds:.1f} ms a step, the first after {contender.compile_seconds:.1f} s")
         if seconds < least:
             best, least = contender, seconds
@@ -158,8 +179,10 @@ def fastest(
 
 def _contender(network, batch, name, *, compiled, order, train, dtype) -> Contender:
     torch = import_torch()
+    torch.backends.cudnn.benchmark = True  # XLA tries its convolutions out too
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory_format = torch.channels_last if order == "channels-last" else torch.contiguous_format
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0  # of the best form so far
     network = network.to(device, memory_format=memory_format).train(train)
     images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).contiguous().to(device)
     labels = torch.from_numpy(batch["labels"].astype(np.int64)).to(device)
@@ -209,5 +232,5 @@ def _contender(network, batch, name, *, compiled, order, train, dtype) -> Conten
         # Without the workspaces that are tried in the first step.
         torch.cuda.reset_peak_memory_stats()
         run(2)
-        memory = torch.cuda.max_memory_allocated()
+        memory = torch.cuda.max_memory_allocated() - before
     return Contender(name, run, seconds, memory)

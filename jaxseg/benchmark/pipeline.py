@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxseg import build
 from jaxseg.benchmark.measure import machine, num_cores, ratio
 from jaxseg.benchmark.peers import import_torch
-from jaxseg.data import Dataset, open_dataset
+from jaxseg.data import Dataset, open_dataset, transforms
 from jaxseg.step import create_mesh
 
 SECONDS = 5.0  # of a figure, at least
@@ -35,7 +35,8 @@ def measure(config: ConfigDict, *, rounds: int, against_torch: bool, log: Callab
     if against_torch:
         processes["PyTorch DataLoader"] = data.workers or min(2, cores)
     workers = ", ".join(f"{name} in {n or 'threads and no'} worker processes" for name, n in processes.items())
-    log(f"{data.name}, batches of {data.batch_size} x {data.crop_size}x{data.crop_size}, {workers}; {machine()}")
+    size = "x".join(map(str, transforms.as_pair(data.crop_size)))
+    log(f"{data.name}, batches of {data.batch_size} x {size}, {workers}; {machine()}")
     starts = {"jaxseg": lambda: build.train_batches(config, dataset, 0)}
     if data.on_device:
         images = build.open_resident(config, dataset, create_mesh(jax.devices()[:1]))

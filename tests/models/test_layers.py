@@ -24,6 +24,7 @@ from jaxseg.models.layers import (
     dense,
     dense_conv,
     dense_conv_transpose,
+    depthwise,
     depthwise_conv,
     max_pool,
     max_pool_with_places,
@@ -250,6 +251,41 @@ def test_depthwise_takes_any_padding(data):
     smallest = max(1, dilation * (kernel_size - 1) + 1 - 2 * padding)
     height, width = (data.draw(st.integers(smallest, 12)) for _ in range(2))
     check_depthwise((2, height, width, 3), kernel_size, stride, padding, dilation)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("k", "padding", "dilation", "size"), [(3, 2, 2, (9, 7)), (3, 5, 12, (24, 29)), (5, 4, 3, (13, 12))]
+)
+def test_weight_gradients_by_taps_are_those_of_the_convolution(k, padding, dilation, size, dtype):
+    """What GPUs run for dilated convolutions, here on a CPU."""
+    h, w = (n + 2 * padding - dilation * (k - 1) for n in size)
+    keys = jax.random.split(jax.random.key(k), 3)
+    x, dense_dy, dy = (
+        jax.random.normal(key, shape, dtype)
+        for key, shape in zip(keys, [(2, *size, 6), (2, h, w, 5), (2, h, w, 6)], strict=True)
+    )
+
+    def due(dy, kernel, groups):
+        def convolve(kernel):
+            return jax.lax.conv_general_dilated(
+                x.astype(jnp.float32),
+                kernel,
+                (1, 1),
+                [(padding, padding)] * 2,
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+
+        return jax.vjp(convolve, kernel)[1](dy.astype(jnp.float32))[0]
+
+    sides = ((padding, padding), (padding, padding))
+    found = dense._weight_grad_by_taps(x, dense_dy, k, sides, dilation)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, due(dense_dy, jnp.zeros((k, k, 6, 5)), 1), rtol=1e-4, atol=1e-3)
+    found = depthwise._weight_grad_by_taps(x, dy, k, padding, dilation)
+    np.testing.assert_allclose(found, due(dy, jnp.zeros((k, k, 1, 6)), 6), rtol=1e-4, atol=1e-3)
 
 
 def test_depthwise_in_bfloat16_stays_bfloat16_and_near():

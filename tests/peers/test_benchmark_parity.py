@@ -83,7 +83,7 @@ def test_the_fastest_form_is_taken(train, torch, smp, monkeypatch):
 
     monkeypatch.setattr(peers, "create", create)
     lines = []
-    forms = [(peers.EAGER, "channels-last"), (peers.EAGER, "contiguous")]
+    forms = peers.FORMS["eager"]
     best = peers.fastest(
         "unet", "resnet18", batch, NUM_CLASSES, train=train, dtype="float32", log=lines.append, forms=forms, block=1
     )
@@ -91,6 +91,23 @@ def test_the_fastest_form_is_taken(train, torch, smp, monkeypatch):
     figures = {line.split(":")[0]: float(line.split(": ")[1].split(" ms")[0]) for line in lines}
     assert best.name == min(figures, key=figures.get)
     assert best.compile_seconds > 0 and (best.memory is None) == (not torch.cuda.is_available())
+
+
+def test_a_form_that_fails_is_told_and_left_out(torch, smp, monkeypatch):
+    batch, contender, lines = networks.random_batch(1, (32, 32), NUM_CLASSES), peers._contender, []
+
+    def failing(network, batch, name, **settings):
+        if "contiguous" in name:
+            raise RuntimeError("max_unpool2d has no such form\nand more")
+        return contender(network, batch, name, **settings)
+
+    monkeypatch.setattr(peers, "create", lambda *arguments: torch.nn.Conv2d(3, NUM_CLASSES, 1))
+    monkeypatch.setattr(peers, "_contender", failing)
+    settings = {"train": False, "dtype": "float32", "log": lines.append, "block": 1}
+    best = peers.fastest("unet", "resnet18", batch, NUM_CLASSES, forms=peers.FORMS["eager"], **settings)
+    assert best.name == "PyTorch eager, channels-last"
+    assert lines[1] == "PyTorch eager, contiguous: RuntimeError: max_unpool2d has no such form"
+    assert peers.fastest("unet", "resnet18", batch, NUM_CLASSES, forms=peers.FORMS["eager"][1:], **settings) is None
 
 
 def test_a_network_that_pytorch_has_not_is_refused(torch):

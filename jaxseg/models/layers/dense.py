@@ -86,6 +86,24 @@ def _weight_grad_of_few(x, dy, k: int, padding: Sides) -> jax.Array:
     return _sum(product, batch, images, blocks).reshape(k, k, o, c).swapaxes(2, 3)
 
 
+def _weight_grad_by_taps(x, dy, k: int, padding: Sides, dilation: int) -> jax.Array:
+    """The same at stride 1: a product of `dy` with the frame of `x` that each of the kernel's pixels sees.
+
+    For GPUs: XLA's gradient of a dilated convolution is one with `dy` as its kernel and a stride, which it does not
+    take for cuDNN's gradient, but runs as it stands, with a kernel as large as the image.
+    """
+    (top, bottom), (left, right) = padding
+    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    _, h, w, o = dy.shape
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    taps = [
+        jnp.einsum("bhwc,bhwo->co", x[:, a : a + h, b : b + w], dy, preferred_element_type=wide)
+        for a in range(0, dilation * k, dilation)
+        for b in range(0, dilation * k, dilation)
+    ]
+    return jnp.stack(taps).reshape(k, k, -1, o)
+
+
 def _blocks(batch: int, high: int, row_bytes: int, at_least: int) -> tuple[int, int, int]:
     """How many images are taken at a time, in how many blocks, of how many rows each."""
     block = max(_BLOCK, at_least)
@@ -139,6 +157,8 @@ def _backward(stride, padding, dilation, residuals, dy):
     dx = _input_grad(x, kernel, dy, stride, padding, dilation)
 
     def plain(x, dy):
+        if stride == 1 < dilation:
+            return _weight_grad_by_taps(x, dy, kernel.shape[0], padding, dilation)
         return jax.vjp(lambda kernel: _plain(x, kernel, stride, padding, dilation), kernel)[1](dy)[0]
 
     return dx, _kernel_grad(kernel, x, dy, stride, padding, dilation, plain)

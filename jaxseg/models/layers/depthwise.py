@@ -87,6 +87,16 @@ def _shifted_weight_grad(x, dy, k, stride, padding, dilation):
     return dw.reshape(k, k, 1, -1)
 
 
+def _weight_grad_by_taps(x, dy, k, padding, dilation):
+    """The same at stride 1, a sum a tap, for GPUs: see `dense._weight_grad_by_taps`."""
+    h, w = dy.shape[1:3]
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    windows = _windows(_pad(x, padding), k, 1, dilation, (h, w))
+    return jnp.stack([(window.astype(wide) * dy.astype(wide)).sum((0, 1, 2)) for window in windows]).reshape(
+        k, k, 1, -1
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dilation: int = 1) -> jax.Array:
     """Depthwise convolution: every channel with a filter of its own.
@@ -118,6 +128,8 @@ def _depthwise_bwd(stride, padding, dilation, residuals, dy):
         return jax.vjp(lambda x: _depthwise_plain(x, kernel, stride, padding, dilation), x)[1](dy)[0]
 
     def plain_dw(x, dy):
+        if stride == 1 < dilation:
+            return _weight_grad_by_taps(x, dy, k, padding, dilation)
         dw = jax.vjp(lambda kernel: _depthwise_plain(x, kernel, stride, padding, dilation), kernel)[1](dy)[0]
         return dw.astype(jnp.promote_types(dw.dtype, jnp.float32))
 
