@@ -1,7 +1,8 @@
 """Seconds from the command to the first step, cold and warm: `python benchmarks/start.py [--config=FILE]`.
 
 Cold is with an empty compile cache, warm with what the run before left there; the data is prepared in a run of its own.
-Flags that are not known here go to `jaxseg.main`.
+Both as the machine is and, on a CPU, without oneDNN, whose programs can't be kept. Flags that are not known here go to
+`jaxseg.main`.
 """
 
 import argparse
@@ -19,7 +20,7 @@ MARKS = {
 }
 
 
-def run(config: str, flags: list[str], cache: str) -> dict[str, float]:
+def run(config: str, flags: list[str], cache: str, onednn: str = "1") -> dict[str, float]:
     """Seconds from the start of a run of two steps to each of `MARKS`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "jaxseg.main", f"--config={config}", f"--workdir={folder}/run", *flags]
@@ -30,7 +31,7 @@ def run(config: str, flags: list[str], cache: str) -> dict[str, float]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "XDG_CACHE_HOME": cache},
+            env={**os.environ, "XDG_CACHE_HOME": cache, "JAXSEG_ONEDNN": onednn},
         )
         for line in process.stdout:
             said.append(line)
@@ -49,11 +50,12 @@ def main() -> None:
     arguments, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as cache:
         run(arguments.config, flags, cache)
-    rows: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    rows: dict[str, list[dict[str, float]]] = {}
     for _ in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for kind in rows:
-                rows[kind].append(run(arguments.config, flags, cache))
+        for onednn, words in (("1", ""), ("0", ", JAXSEG_ONEDNN=0")):
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in ("cold", "warm"):
+                    rows.setdefault(kind + words, []).append(run(arguments.config, flags, cache, onednn))
     print(f"Seconds, {arguments.config}, best of {arguments.rounds}\n\n| | {' | '.join(MARKS)} |")
     print(f"|---|{'---:|' * len(MARKS)}")
     for kind, runs in rows.items():

@@ -24,6 +24,7 @@ from jaxseg.losses import LOSSES
 from jaxseg.models import pretrained
 from jaxseg.models.pix2pix import PatchGAN, Refined
 from jaxseg.optim import create_optimizer, create_schedule, learning_rate, note_evaluation
+from jaxseg.process import without_convolutions
 from jaxseg.published import DEFINITIONS
 from jaxseg.refine import create_refine_state, create_refine_step, discriminator_optimizer
 from jaxseg.score import build_eval_step
@@ -69,7 +70,8 @@ def create_steps(
     schedule = create_schedule(optim, num_steps)
     tx = create_optimizer(optim, schedule)
     class_weights = _class_weights(config, dataset)
-    variables = init_variables(model, config.train.seed)
+    with without_convolutions():
+        variables = init_variables(model, config.train.seed)
     if optim.freeze_backbone and "backbone" not in variables["params"]:
         raise UserError(f"optim.freeze_backbone is set, but {config.model.name} on {config.model.backbone} has none")
     if weights:

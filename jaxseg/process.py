@@ -46,17 +46,42 @@ def one_line_errors() -> Iterator[None]:
 def use_compile_cache() -> None:
     """Programs compiled once are read from the user's cache folder the next time; JAX's own settings go first.
 
-    Not on a CPU that has oneDNN's convolutions: jaxlib can't write programs with them, and they are worth more. Asks
-    for JAX's devices: processes that belong together have to have met before.
+    On a CPU that has oneDNN's convolutions those `without_convolutions` alone: jaxlib can't write others, and they are
+    worth more. Asks for JAX's devices: processes that belong together have to have met before.
     """
     import jax
 
     from jaxseg.models.layers import onednn
 
-    slow = jax.default_backend() != "cpu" or not onednn.usable(jax.numpy.float32)
-    if jax.config.jax_compilation_cache_dir is None and slow:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(root, "jaxseg", "xla"))
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(root, "jaxseg", "xla")
+    if jax.default_backend() == "cpu" and onednn.usable(jax.numpy.float32):
+        _kept_without_convolutions.append(folder)
+    else:
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+_kept_without_convolutions: list[str] = []  # the folder, where `use_compile_cache` found oneDNN's
+
+
+@contextlib.contextmanager
+def without_convolutions() -> Iterator[None]:
+    """Programs that are compiled meanwhile have no convolutions, so that all of them can be kept."""
+    if not _kept_without_convolutions:
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_compilation_cache_dir", _kept_without_convolutions[-1])
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 class Interrupted(Exception):

@@ -14,8 +14,8 @@ import pytest
 from helpers import ROOT, assert_same_run, flags_of, one_error, rows, steps
 from PIL import Image
 
-from jaxseg import main
-from jaxseg.models.layers import onednn
+from jaxseg import main, process
+from jaxseg.models.layers import dense_conv, onednn
 from jaxseg.process import use_compile_cache
 
 pytest_plugins = ["tiny_runs"]
@@ -135,6 +135,30 @@ def test_compiled_programs_are_kept_in_the_users_cache(cache_home, monkeypatch, 
         assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_beside_onednn_programs_without_convolutions_are_kept_and_no_others(monkeypatch, tmp_path, no_compile_cache):
+    """A second start reads the random weights' program, and the step still has oneDNN's convolutions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(process, "_kept_without_convolutions", [])
+    if not onednn.usable(jax.numpy.float32):
+        pytest.skip("this machine has no oneDNN")
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        use_compile_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+        with process.without_convolutions():
+            jax.jit(lambda x: x + 1)(1.0)
+        kept = list((tmp_path / "jaxseg" / "xla").iterdir())
+        assert kept
+        x, kernel = jax.numpy.ones((1, 8, 8, 3)), jax.numpy.ones((3, 3, 3, 4))
+        lowered = jax.jit(lambda x: dense_conv(x, kernel)).lower(x)
+        lowered.compile()
+        assert "onednn" in lowered.compile().as_text()
+        assert list((tmp_path / "jaxseg" / "xla").iterdir()) == kept
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 def test_a_config_may_be_given_from_any_folder(tmp_path, monkeypatch):

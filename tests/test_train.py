@@ -20,6 +20,7 @@ from jaxseg import checkpoint, score
 from jaxseg import config as configs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
+from jaxseg.models.layers import onednn
 from jaxseg.process import Interrupted
 from jaxseg.score import eval_run
 from jaxseg.state import init_variables
@@ -129,7 +130,7 @@ def test_nothing_half_written_is_left(finished):
     ("fields", "scores_at", "rows_at", "saved_at"),
     [
         ({"train__eval_every": 5}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
-        ({"train__eval_every": 0, "train__eval_epochs": 2.5}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
+        ({"train__eval_every": 0, "train__eval_epochs": 1.25}, [5, 10, 12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
         ({"train__eval_every": 0}, [12], [2, 4, 6, 8, 10, 12], [3, 6, 9, 12]),
         ({"train__checkpoint_every": 5}, [4, 8, 12], [2, 4, 6, 8, 10, 12], [5, 10, 12]),
         ({"train__log_every": 5}, [4, 8, 12], [5, 10, 12], [3, 6, 9, 12]),
@@ -238,6 +239,20 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(number, step, finished, 
     assert f"going on from step {step}" in lines
     # A checkpoint is not written anew for the score that came after it: the next start scores it once more.
     assert_same_run(tmp_path, finished, progress=step < 12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_goes_on_bit_for_bit_with_onednn_too(dtype, tiny, tmp_path, monkeypatch, no_compile_cache):
+    """All other runs here read programs that were kept on disk, which none with oneDNN's convolutions can be."""
+    if not onednn.usable(jax.numpy.dtype(dtype)):
+        pytest.skip(f"this machine has no oneDNN in {dtype}")
+    config = tiny.config(model__dtype=dtype, train__num_steps=6, train__eval_every=3)
+    train(config, tmp_path / "whole", log=lambda line: None)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        at_step(patch, 3, signal_this(signal.SIGTERM))
+        train(config, tmp_path / "stopped", log=lambda line: None)
+    train(config, tmp_path / "stopped", log=lambda line: None)
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_signals_are_handled_as_before_once_a_run_ends(tiny, tmp_path, monkeypatch):
