@@ -70,11 +70,6 @@ class Checkpoints:
         """The last step that was saved whole."""
         return self._step("latest")
 
-    @property
-    def best(self) -> int | None:
-        """The step with the best score."""
-        return self._step("best")
-
     def _step(self, kind: str) -> int | None:
         return self._managers[kind].latest_step() if kind in self._managers else None
 

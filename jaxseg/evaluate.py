@@ -70,6 +70,8 @@ def evaluate(
     on the host, so the result does not depend on how the split was cut into batches.
 
     Args:
+      eval_step: `(variables, batch) -> {'counts', 'loss_sum', 'preds'}` and, for some scores, `per_image`.
+      variables: `{'params', 'batch_stats'}`, whole on every device of `mesh`.
       examples_at: places in the order of `batches` (0 is the first image) of those kept with their predictions.
       on_batch: called with the number of images after each batch.
       boundary_tolerance: pixels, of boundary F1; 0 for none of it.

@@ -24,9 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
-from jaxseg.losses import cross_entropy
-from jaxseg.metrics import confusion_matrix
-from jaxseg.step import fill_colour, normalise, put_batch
+from jaxseg.step import fill_colour, normalise, put_batch, scored
 from jaxseg.windows import stitched
 
 WORDS = {
@@ -242,14 +240,8 @@ def create_window_step(
 
 def _scored(logits: jax.Array, labels: jax.Array, ignore_label: int, per_image: PerImage | None) -> dict[str, Any]:
     labels = labels.astype(jnp.int32)
-    preds = logits.argmax(-1)
-    loss = cross_entropy(logits, labels, ignore_label=ignore_label)
-    return {
-        "counts": confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label),
-        "loss_sum": loss * (labels != ignore_label).sum(),
-        "preds": preds.astype(jnp.uint8),
-        "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {},
-    }
+    result = scored(logits, labels, ignore_label)
+    return {**result, "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {}}
 
 
 def _log(probs: jax.Array) -> jax.Array:

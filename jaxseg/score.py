@@ -81,7 +81,16 @@ def build_eval_step(config: ConfigDict, model: nn.Module, mesh: Mesh, info: Data
 def score_split(
     config: ConfigDict, dataset: Dataset, split: str, eval_step, variables, mesh, on_batch=lambda images: None
 ) -> Evaluation:
-    """`variables` on a whole split of a config's data; `on_batch` is called with the number of images after each."""
+    """`variables` on a whole split of a config's data.
+
+    Args:
+      eval_step: of `build_eval_step`, for the devices of `mesh`.
+      variables: `{'params', 'batch_stats'}`, whole on every device.
+      on_batch: called with the number of images after each batch.
+
+    Raises:
+      UserError: the protocol of the config is none.
+    """
     protocol = protocols.from_config(config.eval)
     source, sizes, multiple = dataset.source(split), dataset.sizes(split), 32
     if protocol.name in ("resize_labels", "center_crop"):

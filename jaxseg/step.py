@@ -294,6 +294,17 @@ def _averaged(state: TrainState, variables: Mapping[str, Any], ema_decay: float)
     return jax.tree.map(lambda average, x: decay * average + (1.0 - decay) * x, state.ema, variables)
 
 
+def scored(logits: jax.Array, labels: jax.Array, ignore_label: int) -> dict[str, jax.Array]:
+    """What `create_eval_step` gives of float32 logits `[B, H, W, C]` and int32 labels `[B, H, W]`."""
+    preds = logits.argmax(-1)
+    loss = cross_entropy(logits, labels, ignore_label=ignore_label)
+    return {
+        "counts": confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label),
+        "loss_sum": loss * (labels != ignore_label).sum(),
+        "preds": preds.astype(jnp.uint8),
+    }
+
+
 def create_eval_step(
     model: nn.Module, mesh: Mesh, *, mean: Sequence[float], std: Sequence[float], ignore_label: int = 255
 ) -> Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, jax.Array]]:
@@ -306,12 +317,7 @@ def create_eval_step(
 
     def eval_step(variables, batch):
         logits = model.apply(variables, normalise(batch["images"], mean, std), train=False)
-        labels = batch["labels"].astype(jnp.int32)
-        preds = logits.argmax(-1)
-        valid = (labels != ignore_label).sum()
-        loss = cross_entropy(logits, labels, ignore_label=ignore_label)
-        counts = confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label)
-        return {"counts": counts, "loss_sum": loss * valid, "preds": preds.astype(jnp.uint8)}
+        return scored(logits, batch["labels"].astype(jnp.int32), ignore_label)
 
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     return jax.jit(

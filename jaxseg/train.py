@@ -30,6 +30,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     `figures/` and `curves.png`.
 
     Args:
+      config: every field of `configs/default.py`.
+      workdir: a folder that is there or is made.
+      log: called with each line of text.
       group: the processes that train together, each of which calls this; None for this one alone.
 
     Raises:

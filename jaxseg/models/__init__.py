@@ -63,6 +63,7 @@ def create_model(
       name: the family, see `list_models()`.
       backbone: its backbone.
       num_classes: channels of the logits.
+      in_channels: of the images.
       output_stride: of the backbone's last feature: 8, 16 or 32 (none dilated); None for the family's own choice.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and logits are float32.
       backbone_options: fields of the backbone, such as `dilate_first_block`.

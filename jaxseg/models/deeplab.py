@@ -65,6 +65,7 @@ class DeepLabV3(nn.Module):
       rates: of the atrous convolutions, any number. The paper pairs output stride 16 with (6, 12, 18), 8 with (12, 24,
         36).
       separable: whether the pyramid's atrous convolutions are depthwise separable.
+      features: channels of the pyramid's branches and of what follows.
       dropout: of the pyramid.
       aspp_out: whether a 3x3 convolution follows the pyramid.
       align_corners: of the resizing to the size of the images, see `resize_bilinear`.
@@ -132,6 +133,8 @@ class DeepLabV3Plus(nn.Module):
       backbone: a backbone module; its last feature feeds the pyramid, the one at stride 4 the decoder.
       rates: of the atrous convolutions. The paper pairs output stride 16 with (6, 12, 18), 8 with (12, 24, 36).
       separable: whether the pyramid's atrous convolutions are depthwise separable (SMP's `decoder_aspp_separable`).
+      features: channels of the pyramid's branches and of the decoder.
+      dropout: of the pyramid.
       aspp_out: whether a 3x3 convolution follows the pyramid.
       decoder_separable: whether that one and the decoder's are depthwise separable.
       decoder_convs: 3x3 convolutions after the skip has joined.

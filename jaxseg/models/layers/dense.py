@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxseg.models.layers import onednn, winograd
+from jaxseg.models.layers.onednn import Sides
 from jaxseg.partition import on_cpu
 
 # Bytes of unfolded windows at a time in `_weight_grad`, or as many as the gradient has: best from 8x8 to 256x256.
 _BLOCK = 4 * 2**20
 _LARGEST = 8  # pixels, of a kernel that is unfolded
 _FEW = 64  # channels of `dy`, or fewer, that are unfolded in place of `x`
-
-Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Sides, dilation: int) -> jax.Array:

@@ -8,7 +8,7 @@ The factors of the sums are 1 and 1/2, so that rounding is that of the plain sum
 import jax
 import jax.numpy as jnp
 
-Sides = tuple[tuple[int, int], tuple[int, int]]
+from jaxseg.models.layers.onednn import Sides
 
 # What the sums take on a CPU, in multiply-adds of a matrix product: for a value of the input or the output, and for a
 # pair of channels of the kernel.
