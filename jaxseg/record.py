@@ -111,8 +111,8 @@ class Record:
             + ("s" if self.mesh.size > 1 else "")
             + f"; all of it goes to {self.workdir}"
         )
-        then = before.get("records", dataset.contents)
-        changed = [split for split in dataset.contents if then.get(split) != dataset.contents[split]]
+        then = files.read_records(self.workdir) if self._start else {}
+        changed = [split for split, records in dataset.contents.items() if then.get(split, records) != records]
         if changed:
             self.writers.message(
                 f"the data is not that of the steps before: images or labels of {', '.join(changed)} have changed"

@@ -22,7 +22,7 @@ from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
-from jaxseg.files import EVALUATIONS, read_run, replacing
+from jaxseg.files import EVALUATIONS, read_records, replacing
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour
@@ -218,7 +218,7 @@ def eval_run(
     which = kind if which in checkpoint.KINDS else which
     name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
     records = dataset.contents[split]
-    if read_run(workdir).get("records", {}).get(split, records) != records:
+    if read_records(workdir).get(split, records) != records:
         name += f"-{records}"  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:
