@@ -303,19 +303,18 @@ def _read_token(workdir: pathlib.Path) -> str:
 
 
 def _listen(place: Place) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        listener.bind(("", place.address[1]))
+        return socket.create_server(
+            ("", place.address[1]), family=family, backlog=place.num_processes, dualstack_ipv6=both
+        )
     except OSError as error:
-        listener.close()
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"can't be listened on ({error.strerror})"
         raise UserError(
             f"--coordinator={place.coordinator}: port {place.address[1]} {reason} on {socket.gethostname()}; "
             f"take another for all processes, {free_port()} is free"
         ) from error
-    listener.listen(place.num_processes)
-    return listener
 
 
 def _missing(place: Place, members: Mapping[int, Any], timeout: float) -> str:
