@@ -189,9 +189,15 @@ def eval_run(
     """
     config = configs.read(workdir)
     own = protocols.from_config(config.eval)
+    flat = configs.flatten(config)
     for field, value in (overrides or {}).items():
         if field not in OVERRIDES and not field.startswith("eval."):
-            raise UserError(f"--mode=eval scores the run as it was trained: --config.{field} can't be set anew")
+            if flat.get(field) == (list(value) if isinstance(value, tuple) else value):
+                continue  # of the command that it was trained by
+            raise UserError(
+                f"--mode=eval scores the run as it was trained, with {field} {flat.get(field, 'not set')}: "
+                f"--config.{field} can't be {value}"
+            )
         config.update_from_flattened_dict({field: value})
     configs.validate(config)
     protocol = protocols.from_config(config.eval)

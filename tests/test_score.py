@@ -89,6 +89,12 @@ def test_any_protocol_on_a_finished_run(overrides, name, words, pixels, finished
     assert written["scores"].keys() == before["scores"].keys() and before["protocol"] == "whole image"
 
 
+def test_the_flags_of_training_may_stand_in_the_command(finished_copy, tiny):
+    before = evaluation(finished_copy, "val-best")
+    run(finished_copy, overrides={"model.name": "tiny", "data.scale": (0.5, 2.0), "train.num_steps": 12})
+    assert evaluation(finished_copy, "val-best")["counts"] == before["counts"]
+
+
 def test_other_images_than_its_own_do_not_take_the_place_of_its_scores(finished_copy, tiny, tmp_path):
     before = evaluation(finished_copy, "val-best")
     there = write_camvid(tmp_path / "there")

@@ -12,7 +12,16 @@ function. Scores are of patches; `--mode=eval --split=test_images --config.eval.
 Published: test patches 0.9028 / 0.7664 / 0.9582; validation patches, which share pixels with training, 0.8946 /
 0.8090 / 0.9560 (accuracy / F1 / "Dice", the last by a definition that gives (1 + accuracy) / 2).
 
-Not run yet.
+Ours, the sound form in bfloat16, seed 0: it ended by its patience after 42 of 50 epochs, best by validation loss after
+33; 2 h 13 min of steps on two CPU cores that did other work too. Accuracy and F1 by the project's definitions, Dice of
+nuclei:
+
+    validation, 3 images held out   0.8929 0.7959 0.803
+    test                            0.8614 0.7122 0.694
+    the 14 test images, stitched    0.8630        0.696
+
+Whole images held out, and nuclei drawn by one rule: so its scores are below those of patches that share pixels.
+`as_published` was not run.
 """
 
 from configs.reproduce import project_c, publish, start
