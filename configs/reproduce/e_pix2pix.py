@@ -11,7 +11,7 @@ what the last command prints, those after it the second one's. The first stage i
 one: `--config.refine.base=WORKDIR`.
 
 Ours, on the 15 validation images of that run's subset of VOC, 5 epochs, seed 0, before and after refining: mean IoU
-0.0780 and 0.0803, boundary F1 at 3 pixels 0.0543 and 0.0516, accuracy 0.7711 and 0.7673; 2 minutes of steps on two CPU
+0.0549 and 0.0751, boundary F1 at 3 pixels 0.0537 and 0.0462, accuracy 0.7493 and 0.7687; 3 minutes of steps on two CPU
 cores. Of a first stage that has learned so little these say no more than that the second one runs.
 """
 

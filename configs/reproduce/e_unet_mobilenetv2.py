@@ -8,9 +8,10 @@ TensorFlow's tutorial. Nothing of it is known to be wrong: `as_published` change
 Published: accuracy 0.8471 on the test split (slides; validation 0.7988, in the report 0.81). About 0.73 of VOC's
 pixels are background: read it beside mean IoU.
 
-Ours, on a subset of VOC dealt out by the same rule (74 training, 15 validation, 11 test images), 30 epochs from
-ImageNet weights, seed 0: accuracy 0.7711 and mean IoU 0.0780 on validation, 0.7844 and 0.0955 on test, over the classes
-that are there; 3 minutes of steps on two CPU cores. On all of VOC it was not run.
+Ours, on a subset of VOC dealt out by the same rule (74 training, 15 validation, 11 test images) from ImageNet weights,
+seed 0, ended by its patience after 16 of 30 epochs, best after 12: accuracy 0.7493 and mean IoU 0.0549 on validation,
+0.7629 and 0.0663 on test, over the classes that are there; 2 minutes of steps on two CPU cores that did other work too.
+On all of VOC it was not run.
 """
 
 from ml_collections import ConfigDict
