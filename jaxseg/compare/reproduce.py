@@ -142,8 +142,8 @@ def epochs(run: Run) -> float | None:
 
 
 def _checkpoint(row: Row) -> str:
-    chosen_by = row.group.config.get("eval.split") or "val"
-    return "best, chosen here" if (row.checkpoint, row.split) == ("best", chosen_by) else row.checkpoint
+    chosen_here = (row.checkpoint, row.split) == ("best", row.group.eval_split)
+    return "best, chosen here" if chosen_here else row.checkpoint
 
 
 def _data(row: Row, card: dict[str, Any] | None) -> str:

@@ -144,7 +144,15 @@ class Group:
     @property
     def scored(self) -> str:
         """A hash of the images that its runs scored while they trained; '' where they don't tell."""
-        return next((e.records for run in self.runs for e in run.evaluations if e.checkpoint == "best"), "")
+        found = [
+            e for run in self.runs for e in run.evaluations if (e.split, e.checkpoint) == (self.eval_split, "best")
+        ]
+        return found[0].records if found else ""
+
+    @property
+    def eval_split(self) -> str:
+        """The split that its runs scored while they trained."""
+        return str(self.config.get("eval.split") or "val")
 
     @property
     def published(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _in_blocks(rows: Sequence[Row], columns: int, line: Callable[[Row, Sequence[
 def _best(values: Sequence[float], value: float) -> str:
     """The class of a cell whose value, in the digits that are shown, is the highest of several."""
     known = [round(other, 4) for other in values if not math.isnan(other)]
-    return "best" if len(known) > 1 and round(value, 4) == max(known) else ""
+    return "best" if known and min(known) < max(known) == round(value, 4) else ""
 
 
 def scores(groups: Sequence[Group], rows: Sequence[Row]) -> str:

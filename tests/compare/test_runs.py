@@ -258,6 +258,12 @@ def test_one_name_for_other_images_is_told_apart_and_copies_are_not(write_run):
     here, copy = at("here", "22"), at("copy", "22", train__seed=1)
     [row], notes = read(here, copy)
     assert len(row.evaluations) == 2 and notes == []
+    # Another split of a run, scored afterwards, is no other data.
+    text = (here / "evaluations" / "val-best.json").read_text().replace('"val"', '"test"').replace('"22"', '"44"')
+    (here / "evaluations" / "test-best.json").write_text(text)
+    _, notes = read(here, at("rate", "22", optim__learning_rate=0.5))
+    assert notes == []
+    (here / "evaluations" / "test-best.json").unlink()
     rows, [note] = read(here, at("other", "33"))
     assert "different data" in note and "camvid 22 (here)" in note and "camvid 33 (other)" in note
     assert len({runs.block(row) for row in rows}) == 2
