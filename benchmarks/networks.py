@@ -68,7 +68,7 @@ def differences(names: list[str]) -> None:
     from jaxseg.state import init_variables
     from jaxseg.step import normalise
 
-    # Of 96x96, where no ReLU's kink is likely to lie between the two.
+    # Small, for the CPU's sake.
     batch, device, cpu = networks.random_batch(2, (96, 96), 21), jax.devices()[0], jax.devices("cpu")[0]
     print(f"| network | loss, {device.device_kind} | a CPU's | largest difference of a gradient, by its largest |")
     print("|---|---:|---:|---:|")

@@ -43,9 +43,9 @@ class Evaluation:
     records: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str, str]:
         """What evaluations of several seeds must share to be gathered."""
-        return self.split, self.checkpoint, self.protocol
+        return self.split, self.checkpoint, self.protocol, self.records
 
 
 @dataclass(eq=False)
@@ -144,10 +144,7 @@ class Group:
     @property
     def scored(self) -> str:
         """A hash of the images that its runs scored while they trained; '' where they don't tell."""
-        found = [
-            e for run in self.runs for e in run.evaluations if (e.split, e.checkpoint) == (self.eval_split, "best")
-        ]
-        return found[0].records if found else ""
+        return self.runs[0].records.get(self.eval_split, "")
 
     @property
     def eval_split(self) -> str:
@@ -415,8 +412,8 @@ def rows(groups: Sequence[Group]) -> list[Row]:
         gathered: dict[tuple, list[Evaluation]] = {}
         for run in group.runs:
             for evaluation in run.evaluations:
-                gathered.setdefault((evaluation.key, tuple(evaluation.iou), evaluation.records), []).append(evaluation)
-        of_group = [Row(group, *key, evaluations) for (key, *_), evaluations in gathered.items()]
+                gathered.setdefault((evaluation.key, tuple(evaluation.iou)), []).append(evaluation)
+        of_group = [Row(group, *key[:3], evaluations) for (key, _), evaluations in gathered.items()]
         found += [row for row in of_group if not _is_best_again(row, of_group)] or [Row(group, "", "", "", [])]
     blocks = list(dict.fromkeys(block(row) for row in found))
     return sorted(found, key=lambda row: blocks.index(block(row)))
@@ -424,7 +421,8 @@ def rows(groups: Sequence[Group]) -> list[Row]:
 
 def _is_best_again(row: Row, others: Sequence[Row]) -> bool:
     """Whether a row of the latest checkpoints says what that of the best says: in every run they are the same step."""
-    best = [o for o in others if (o.split, o.checkpoint, o.protocol) == (row.split, "best", row.protocol)]
+    of_best = (row.split, "best", row.protocol, row.records)
+    best = [o for o in others if (o.split, o.checkpoint, o.protocol, o.records) == of_best]
     if row.checkpoint != "latest" or not best or len(best[0].evaluations) != len(row.evaluations):
         return False
     pairs = zip(row.evaluations, best[0].evaluations, strict=True)

@@ -264,6 +264,12 @@ def test_one_name_for_other_images_is_told_apart_and_copies_are_not(write_run):
     _, notes = read(here, at("rate", "22", optim__learning_rate=0.5))
     assert notes == []
     (here / "evaluations" / "test-best.json").unlink()
+    # Neither do scores of other images, whose file comes first, take the place of its own.
+    text = (here / "evaluations" / "val-best.json").read_text().replace('"22"', '"55"')
+    (here / "evaluations" / "val-best-55.json").write_text(text)
+    rows, notes = read(here, at("third", "22", optim__learning_rate=0.25))
+    assert notes == [] and sorted(row.records for row in rows) == ["22", "22", "55"]
+    (here / "evaluations" / "val-best-55.json").unlink()
     rows, [note] = read(here, at("other", "33"))
     assert "different data" in note and "camvid 22 (here)" in note and "camvid 33 (other)" in note
     assert len({runs.block(row) for row in rows}) == 2
