@@ -37,9 +37,3 @@ def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def read_records(workdir: str | os.PathLike) -> dict[str, str]:
-    """A hash of the images and labels of each split that a run was trained with; {} where it does not tell."""
-    told = read_run(workdir).get("records")
-    return told if isinstance(told, dict) else {}  # once it was a name

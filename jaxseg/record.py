@@ -101,7 +101,7 @@ class Record:
             "image_size": image_size,
             "device": device.device_kind,
             "num_devices": self.mesh.size,
-            "records": dataset.contents,
+            "contents": dataset.contents,
             "versions": library_versions(),
         }
         self.writers.message(
@@ -111,8 +111,8 @@ class Record:
             + ("s" if self.mesh.size > 1 else "")
             + f"; all of it goes to {self.workdir}"
         )
-        then = files.read_records(self.workdir) if self._start else {}
-        changed = [split for split, records in dataset.contents.items() if then.get(split, records) != records]
+        then = before.get("contents", {})
+        changed = [split for split, content in dataset.contents.items() if then.get(split, content) != content]
         if changed:
             self.writers.message(
                 f"the data is not that of the steps before: images or labels of {', '.join(changed)} have changed"
@@ -210,8 +210,8 @@ class Record:
         if jax.process_index() == 0:
             if is_best:
                 named = {"split": split, "which": "best", "step": step, "protocol": protocol, "seconds": seconds}
-                records = self.dataset.contents[split]
-                write_evaluation(self.workdir, files.VAL_BEST, result, info, records=records, **named)
+                content = self.dataset.contents[split]
+                write_evaluation(self.workdir, files.VAL_BEST, result, info, content=content, **named)
             picture = figures.prediction_figure(
                 [example["images"] for example in result.examples],
                 [example["labels"] for example in result.examples],

@@ -22,7 +22,7 @@ from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
-from jaxseg.files import EVALUATIONS, read_records, replacing
+from jaxseg.files import EVALUATIONS, read_run, replacing
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour
@@ -133,10 +133,10 @@ def write_evaluation(
     which: str,
     step: int,
     protocol: str,
-    records: str,
+    content: str,
     seconds: float,
 ) -> pathlib.Path:
-    """Writes `WORKDIR/evaluations/NAME`, whole or not at all; NaN as null. `records` is the split's hash.
+    """Writes `WORKDIR/evaluations/NAME`, whole or not at all; NaN as null. `content` is the split's hash.
 
     Raises:
       OSError: it can't be written.
@@ -148,7 +148,7 @@ def write_evaluation(
         "step": int(step),
         "protocol": protocol,
         "images": result.images,
-        "records": records,
+        "content": content,
         "class_names": list(info.class_names),
         "counts": result.counts.tolist(),
         "scores": _plain(result.scores(info.class_names)),
@@ -223,9 +223,9 @@ def eval_run(
         log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
     which = kind if which in checkpoint.KINDS else which
     name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
-    records = dataset.contents[split]
-    if read_records(workdir).get(split, records) != records:
-        name += f"-{records}"  # of other images, or other labels, than the run's own
+    content = dataset.contents[split]
+    if read_run(workdir).get("contents", {}).get(split, content) != content:
+        name += f"-{content}"  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:
         path = write_evaluation(
@@ -236,7 +236,7 @@ def eval_run(
             split=split,
             which=which,
             protocol=protocol.words,
-            records=records,
+            content=content,
             **timing,
         )
     except OSError as error:

@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     dataset = open_data(config)
     if group:
         # Here those wait who had nothing to prepare.
-        group.agree({"data": {**dataset.lengths, **{f"{k} records": v for k, v in dataset.contents.items()}}})
+        group.agree({"data": {**dataset.lengths, **{f"{k} content": v for k, v in dataset.contents.items()}}})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
     split = eval_split(config, dataset)

@@ -99,7 +99,7 @@ def test_other_images_than_its_own_do_not_take_the_place_of_its_scores(finished_
     before = evaluation(finished_copy, "val-best")
     there = write_camvid(tmp_path / "there")
     run(finished_copy, overrides={"data.dir": str(there)})
-    assert evaluation(finished_copy, "val-best")["records"] == before["records"], "a copy is the same data"
+    assert evaluation(finished_copy, "val-best")["content"] == before["content"], "a copy is the same data"
     mask = there / "valannot" / "val_0.png"
     cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)))
     run(finished_copy, overrides={"data.dir": str(there)})
@@ -107,7 +107,7 @@ def test_other_images_than_its_own_do_not_take_the_place_of_its_scores(finished_
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
     [other] = (finished_copy / "evaluations").glob("val-best-*.json")
     written = evaluation(finished_copy, other.stem)
-    assert other.stem == f"val-best-{written['records']}" and written["counts"] != before["counts"]
+    assert other.stem == f"val-best-{written['content']}" and written["counts"] != before["counts"]
 
 
 @pytest.mark.parametrize(("which", "name"), [("latest", "val-latest"), ("12", "val-12")])

@@ -194,7 +194,7 @@ def test_a_run_says_what_it_is_and_how_far_it_came(finished, tiny):
         "best_score": max(scored(finished).values()),
     }
     assert {key: told_now[key] for key in due} == due
-    assert told_now.keys() - due.keys() == {"versions", "records", "train_seconds", "images_per_second"}
+    assert told_now.keys() - due.keys() == {"versions", "contents", "train_seconds", "images_per_second"}
     assert told_now["versions"]["jax"] == jax.__version__
     # Of every step but the first.
     assert told_now["images_per_second"] * told_now["train_seconds"] == pytest.approx(11 * 2)
@@ -446,12 +446,11 @@ def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, t
 
 def test_a_run_that_goes_on_with_other_data_says_so(finished_copy, tiny):
     about, lines = told(finished_copy), []
-    other = about["records"] | {"val": "0123", "train": "4567"}
-    (finished_copy / "run.json").write_text(json.dumps(about | {"records": other}))
+    other = about["contents"] | {"val": "0123", "train": "4567"}
+    (finished_copy / "run.json").write_text(json.dumps(about | {"contents": other}))
     train(tiny.config(train__num_steps=13), finished_copy, log=lines.append)
     assert "the data is not that of the steps before: images or labels of train, val have changed" in lines
-    assert told(finished_copy)["records"] == about["records"]
-    (finished_copy / "run.json").write_text(json.dumps(about | {"records": "camvid-0123"}))  # as it once was
+    assert told(finished_copy)["contents"] == about["contents"]
     train(tiny.config(train__num_steps=14), finished_copy, log=lines.append)
     assert sum("the data is not that" in line for line in lines) == 1
 

@@ -31,7 +31,7 @@ class Evaluation:
       scores: name to value; those by a published project's own definition as `published/NAME`.
       iou: class to IoU, NaN where it is absent.
       counts: int64 `[C, C]`, `counts[true, pred]`; None where the run is too old to tell.
-      records: a hash of the split's images and labels; '' where the run is too old to tell.
+      content: a hash of the split's images and labels; '' where the run is too old to tell.
     """
 
     split: str
@@ -40,12 +40,12 @@ class Evaluation:
     scores: dict[str, float]
     iou: dict[str, float] = field(default_factory=dict)
     counts: np.ndarray | None = None
-    records: str = ""
+    content: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What evaluations of several seeds must share to be gathered."""
-        return self.split, self.checkpoint, self.protocol, self.records
+        return self.split, self.checkpoint, self.protocol, self.content
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class Run:
       config: its fields, flat, `{'data.name': 'camvid', ...}`.
       rows: of `metrics.jsonl`, numbers alone.
       about: of `run.json`: parameters, multiply_adds, images_per_second, ...; {} where there is none.
-      records: of `run.json`: a hash of each split's images and labels; {} where there is none.
+      contents: of `run.json`: a hash of each split's images and labels; {} where there is none.
       notes: what of it could not be read.
       of_data: the class names of `info.json`, () where there is none.
     """
@@ -70,7 +70,7 @@ class Run:
     notes: list[str]
     name: str = ""
     of_data: tuple[str, ...] = ()
-    records: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -144,7 +144,7 @@ class Group:
     @property
     def scored(self) -> str:
         """A hash of the images that its runs scored while they trained; '' where they don't tell."""
-        return self.runs[0].records.get(self.eval_split, "")
+        return self.runs[0].contents.get(self.eval_split, "")
 
     @property
     def eval_split(self) -> str:
@@ -202,9 +202,9 @@ class Row:
         return {name: float(np.mean(of_class)) for name, of_class in values.items()}
 
     @property
-    def records(self) -> str:
+    def content(self) -> str:
         """A hash of the images and labels that were scored; '' where the runs don't tell."""
-        return self.evaluations[0].records if self.evaluations else self.group.scored
+        return self.evaluations[0].content if self.evaluations else self.group.scored
 
     @property
     def counts(self) -> np.ndarray | None:
@@ -246,7 +246,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     """
     path = pathlib.Path(workdir)
     config, rows, notes = _read_config(path), _read_rows(path), []
-    about, records = _read_about(path, notes)
+    about, contents = _read_about(path, notes)
     by_file = _read_evaluations(path, about, notes)
     # What was scored while training may have been scored again by --mode=eval.
     evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
@@ -255,7 +255,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     if not rows and not evaluations:
         raise UserError(f"{path} has no results yet: neither rows in {METRICS} nor files in {EVALUATIONS}/")
     of_data = tuple(map(str, (_read_json(path / INFO, notes) or {}).get("class_names", ())))
-    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, records=records)
+    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, contents=contents)
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -301,9 +301,9 @@ def _read_json(path: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
 def _read_about(path: pathlib.Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     about = _read_json(path / RUN, notes) or {}
     texts = ("status", "device")
-    records = about.get("records")
-    records = {key: v for key, v in records.items() if isinstance(v, str)} if isinstance(records, dict) else {}
-    return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}, records
+    contents = about.get("contents")
+    contents = {key: v for key, v in contents.items() if isinstance(v, str)} if isinstance(contents, dict) else {}
+    return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}, contents
 
 
 def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[str]) -> dict[str, Evaluation]:
@@ -341,7 +341,7 @@ def _evaluation(value: Mapping[str, Any]) -> Evaluation:
             scores[f"published/{name.removeprefix('published/')}"] = score
     iou = dict(zip(class_names, metrics.scores(counts)["iou"].tolist(), strict=True))
     words = (str(value[key]) for key in ("split", "checkpoint", "protocol"))
-    return Evaluation(*words, scores=scores, iou=iou, counts=counts, records=str(value.get("records", "")))
+    return Evaluation(*words, scores=scores, iou=iou, counts=counts, content=str(value.get("content", "")))
 
 
 def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[Evaluation]:
@@ -378,9 +378,9 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups: dict[str, Group] = {}
     for run in runs:
         fields = {key: value for key, value in run.config.items() if key not in SAME_RESULT}
-        if run.records:
+        if run.contents:
             # Wherever they lay.
-            fields["data.dir"] = run.records
+            fields["data.dir"] = run.contents
         fields["class_names"] = run.class_names
         groups.setdefault(json.dumps(fields, sort_keys=True, default=str), Group([])).runs.append(run)
     found = list(groups.values())
@@ -421,8 +421,8 @@ def rows(groups: Sequence[Group]) -> list[Row]:
 
 def _is_best_again(row: Row, others: Sequence[Row]) -> bool:
     """Whether a row of the latest checkpoints says what that of the best says: in every run they are the same step."""
-    of_best = (row.split, "best", row.protocol, row.records)
-    best = [o for o in others if (o.split, o.checkpoint, o.protocol, o.records) == of_best]
+    of_best = (row.split, "best", row.protocol, row.content)
+    best = [o for o in others if (o.split, o.checkpoint, o.protocol, o.content) == of_best]
     if row.checkpoint != "latest" or not best or len(best[0].evaluations) != len(row.evaluations):
         return False
     pairs = zip(row.evaluations, best[0].evaluations, strict=True)
@@ -431,7 +431,7 @@ def _is_best_again(row: Row, others: Sequence[Row]) -> bool:
 
 def block(row: Row) -> tuple:
     """What rows must share for their scores to be comparable: the scored images, classes, split and protocol."""
-    return row.group.data, row.records, tuple(row.iou) or row.group.class_names, row.split, row.protocol
+    return row.group.data, row.content, tuple(row.iou) or row.group.class_names, row.split, row.protocol
 
 
 def data_key(group: Group) -> tuple:
@@ -445,9 +445,9 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     by_data: dict[str, dict[tuple, list[str]]] = {}
     scored = {data_key(group)[:2] for group in groups}
     for group in groups:
-        name, records, _ = data_key(group)
+        name, content, _ = data_key(group)
         # One name for several sets of images: what tells them apart besides.
-        name += f" {records}" if [other for other, _ in scored].count(name) > 1 else ""
+        name += f" {content}" if [other for other, _ in scored].count(name) > 1 else ""
         of_data = by_data.setdefault(name, {})
         of_data.setdefault(group.class_names, []).append(group.label)
     lines = []

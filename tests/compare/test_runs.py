@@ -250,9 +250,9 @@ def test_other_data_and_other_classes_are_warned_of(write_run):
 
 def test_one_name_for_other_images_is_told_apart_and_copies_are_not(write_run):
     def at(name, scored, **fields):
-        records = {"train": "11", "val": scored}
+        contents = {"train": "11", "val": scored}
         return write_run(
-            name, about={"records": records}, evaluation={"records": scored}, data__dir=f"/{name}", **fields
+            name, about={"contents": contents}, evaluation={"content": scored}, data__dir=f"/{name}", **fields
         )
 
     here, copy = at("here", "22"), at("copy", "22", train__seed=1)
@@ -268,7 +268,7 @@ def test_one_name_for_other_images_is_told_apart_and_copies_are_not(write_run):
     text = (here / "evaluations" / "val-best.json").read_text().replace('"22"', '"55"')
     (here / "evaluations" / "val-best-55.json").write_text(text)
     rows, notes = read(here, at("third", "22", optim__learning_rate=0.25))
-    assert notes == [] and sorted(row.records for row in rows) == ["22", "22", "55"]
+    assert notes == [] and sorted(row.content for row in rows) == ["22", "22", "55"]
     (here / "evaluations" / "val-best-55.json").unlink()
     rows, [note] = read(here, at("other", "33"))
     assert "different data" in note and "camvid 22 (here)" in note and "camvid 33 (other)" in note
