@@ -484,6 +484,8 @@ class Group:
             for _ in range(len(self._lines)):
                 number, theirs = self._told.get()
                 fault = fault or _difference(self.names[number], theirs, self.names[0], facts)
+            if fault:
+                self._ended.set()  # each ends by itself then, in these words; that others are faster is no news
             for line in self._lines.values():
                 line.send(agreed=fault)
         if fault:
@@ -577,6 +579,8 @@ class Group:
                 if "facts" in message:
                     self._told.put((number, message["facts"]))
                 if "agreed" in message:
+                    if message["agreed"]:
+                        self._ended.set()
                     self._told.put((number, message["agreed"]))
                 if "pace" in message:
                     self.paces[number] = message["pace"]

@@ -28,17 +28,17 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")
 print("met", group.names, group.jax_address, flush=True)
-with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
-    if given["later"]:
-        try:
+try:
+    with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
+        if given["later"]:
             group.agree(given["later"])
-        except UserError as error:
-            sys.exit(f"error: {error}")
-    time.sleep(given["seconds"])
-    if given["mistake"]:
-        raise UserError(given["mistake"])
-    if given["fails"]:
-        raise RuntimeError("out of luck")
+        time.sleep(given["seconds"])
+        if given["mistake"]:
+            raise UserError(given["mistake"])
+        if given["fails"]:
+            raise RuntimeError("out of luck")
+except UserError as error:
+    sys.exit(f"error: {error}")
 print("left", flush=True)
 """
 
