@@ -253,6 +253,31 @@ def test_depthwise_takes_any_padding(data):
     check_depthwise((2, height, width, 3), kernel_size, stride, padding, dilation)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    ("k", "dilation", "size", "alone"),
+    [(3, 9, (7, 9), True), (3, 12, (1, 1), True), (5, 8, (8, 5), True), (3, 8, (7, 9), False), (5, 3, (4, 4), False)],
+)
+def test_of_a_kernel_whose_centre_alone_meets_the_image_the_rest_is_left_out(k, dilation, size, alone, groups):
+    x, padding = normal(2, *size, 4, dtype=np.float64), dilation * (k - 1) // 2
+    kernel = normal(k, k, 4 // groups, 4, seed=1, dtype=np.float64)
+
+    def ours(x, kernel):
+        if groups == 4:
+            return depthwise_conv(x, kernel, 1, padding, dilation)
+        return dense_conv(x, kernel, 1, ((padding, padding),) * 2, dilation)
+
+    plain = values_and_gradients(lambda x, k: plain_conv(x, k, 1, padding, dilation, groups=groups), x, kernel)
+    for a, b in zip(values_and_gradients(ours, x, kernel), plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    # Nothing is as large as the image with its padding.
+    whole = f"{size[0] + 2 * padding},{size[1] + 2 * padding}"
+    one = f"{size[0]},{size[1]},"
+    program = jax.jit(ours).lower(x, kernel).compile().as_text()
+    assert one in program
+    assert ("window={size=" in program or whole in program) != alone
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("k", "padding", "dilation", "size"), [(3, 2, 2, (9, 7)), (3, 5, 12, (24, 29)), (5, 4, 3, (13, 12))]

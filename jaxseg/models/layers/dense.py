@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxseg.models.layers import onednn, winograd
 from jaxseg.models.layers.onednn import Sides
+from jaxseg.models.layers.reach import meets_the_centre_alone, of_the_centre
 from jaxseg.partition import on_cpu
 
 # Bytes of unfolded windows at a time in `_weight_grad`, or as many as the gradient has: best from 8x8 to 256x256.
@@ -125,7 +126,6 @@ def _sum(product, batch: int, images: int, blocks: int) -> jax.Array:
     return jax.lax.fori_loop(0, steps, add, jnp.zeros(kind.shape, kind.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def dense_conv(
     x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Sides = ((0, 0), (0, 0)), dilation: int = 1
 ) -> jax.Array:
@@ -134,6 +134,7 @@ def dense_conv(
     It is XLA's convolution, but for CPUs. There 3x3 kernels of many channels go through `winograd` and others through
     `onednn`. Where that can't be had, weight gradients, which XLA computes as a convolution with `dy` as its kernel,
     are matrix products of a few rows each, up to four times as fast. Values and gradients are equal up to rounding.
+    Where only the centre of the kernel meets the image, see `reach`, it is a 1x1 convolution.
 
     Args:
       x: `[B, H, W, C]`.
@@ -144,6 +145,14 @@ def dense_conv(
     Returns:
       `[B, H', W', O]` with `H' = (H + top + bottom - dilation * (k - 1) - 1) // stride + 1`, in `x`'s dtype.
     """
+    if meets_the_centre_alone(x.shape[1:3], kernel.shape[0], stride, padding, dilation):
+        whole = functools.partial(_dense, stride=stride, padding=padding, dilation=dilation)
+        return of_the_centre(whole, lambda x, kernel: pointwise_conv(x, kernel[0, 0]), x, kernel)
+    return _dense(x, kernel, stride, padding, dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dense(x, kernel, stride, padding, dilation):
     return _convolve(x, kernel, stride, padding, dilation)
 
 
@@ -211,7 +220,7 @@ def _by_winograd(x, kernel, stride, padding, dilation) -> bool:
     return jnp.finfo(x.dtype).bits >= 32 and winograd.pays(x.shape, kernel.shape, stride, padding, dilation)
 
 
-dense_conv.defvjp(_forward, _backward)
+_dense.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
