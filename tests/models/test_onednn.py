@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +83,7 @@ SHAPES = [  # image, kernel, stride, padding, dilation
     ((3, 15, 17, 40), (5, 5, 1, 40), 2, 2, 1),
     ((2, 16, 9, 17), (3, 3, 1, 17), 1, 2, 2),
     ((1, 4, 4, 16), (7, 7, 1, 16), 1, 3, 1),
+    ((2, 33, 30, 17), (3, 3, 1, 17), 1, 12, 12),
 ]
 
 
@@ -190,6 +193,21 @@ def test_nor_when_the_environment_says_so(monkeypatch):
         assert not onednn.usable(jnp.float32)
     finally:
         onednn._processor.cache_clear()
+
+
+def test_depthwise_convolutions_take_fast_forms_however_dilated():
+    """The general one is slow, and with this padding it corrupts memory: predictions in windows of 1024 crashed."""
+    program = (
+        "import jax.numpy as jnp\n"
+        "from jaxseg.models.layers import depthwise_conv\n"
+        "for size, d in ((64, 6), (64, 12), (64, 24), (128, 36)):\n"
+        "    depthwise_conv(jnp.ones((1, size, size, 32)), jnp.ones((3, 3, 1, 32)), 1, d, d).block_until_ready()\n"
+    )
+    environment = os.environ | {"ONEDNN_VERBOSE": "1", "PYTHONPATH": os.getcwd()}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    forms = [line.split(",")[6] for line in run.stdout.splitlines() if "exec,cpu,convolution" in line]
+    assert len(forms) == 4
+    assert not [form for form in forms if "dw" not in form]
 
 
 def test_programs_are_not_kept_where_it_is_used():

@@ -27,6 +27,7 @@ _FLAGS = {"float32": "avx2", "bfloat16": "avx512_bf16"}  # of the processor, whi
 # float32 more images mean more copying.
 _IMAGES = {"float32": 4, "bfloat16": 16}
 
+_FILLED = 3  # pixels of padding that depthwise convolutions are left to fill, the least of the processors' limits
 _NARROW = 8  # pixels of a result's width that bfloat16 is computed in float32 for
 
 
@@ -65,7 +66,9 @@ def _call(x, kernel, strides, padding: Sides, dilations, groups: int, dtype) -> 
     Its words are fields of XLA's `OneDnnConvolutionConfig`. A call that oneDNN does not know ends the process.
     """
     # oneDNN 3.7 hangs or writes beyond its memory where a kernel reaches further than an image that it fills itself.
-    if any(dilation * (k - 1) >= n for n, k, dilation in zip(x.shape[1:3], kernel.shape, dilations, strict=False)):
+    # With a filter a channel its fast forms fill no more than a few pixels, and its general one corrupts memory too.
+    beyond = (dilation * (k - 1) >= n for n, k, dilation in zip(x.shape[1:3], kernel.shape, dilations, strict=False))
+    if any(beyond) or (groups > 1 and max(map(max, padding)) > _FILLED):
         x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), _NONE
     size = [
         (n + sum(sides) - dilation * (k - 1) - 1) // stride + 1
