@@ -200,7 +200,8 @@ def test_processes_that_are_killed_at_any_moment_lose_and_repeat_nothing(workpla
         started[chance.randrange(count)].kill()
         killed = time.monotonic()
         results = ends(started)
-        assert time.monotonic() - killed < 60
+        # One that was killed before it came is waited for, 50 s from when the others have started.
+        assert time.monotonic() - killed < 75
         for status, _, err in results:
             # Before they have met, a process that is missing is a mistake.
             met = "did not come" not in err and "ended before all" not in err and "could not reach" not in err
