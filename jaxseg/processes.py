@@ -6,6 +6,7 @@ live until the run ends, `Group`. Process 0 hears and answers; a message is a li
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import hashlib
@@ -379,6 +380,7 @@ def together(
     import jax
     from jax.experimental import multihost_utils
 
+    _abort_later()
     with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
         jax.distributed.initialize(
             coordinator_address=group.jax_address,
@@ -401,6 +403,14 @@ def together(
             raise
         # Waits for all of them, and is watched as long.
         jax.distributed.shutdown()
+
+
+def _abort_later() -> None:
+    # JAX's client aborts its process as soon as it hears that process 0 is gone, before the watch could name it. It may
+    # be in any thread, with any lock, so that no Python may run: C's sleep is the handler, for as many seconds as the
+    # signal has for a number, 6. That is more than `PATIENCE`.
+    c = ctypes.CDLL(None)
+    c.signal(signal.SIGABRT, c.sleep)
 
 
 @contextlib.contextmanager

@@ -179,6 +179,19 @@ def test_a_process_that_is_stopped_is_waited_for_in_training(alone, workplace, t
 
 
 @pytest.mark.slow
+def test_the_end_of_process_0_is_told_though_jax_aborts_first(workplace, tmp_path):
+    slow_watch = "import time\nfrom jaxseg.processes import Group\nhear = Group._hear\n"
+    slow_watch += "Group._hear = lambda self: time.sleep(3) or hear(self)\n"
+    started = start(workplace, 2, tmp_path / "run", before=SLOW_STEPS + slow_watch, train__num_steps=200)
+    until(started[0], "step 2/")
+    started[0].kill()
+    status, _, err = ends(started)[1]
+    assert "Terminating process because the JAX distributed service detected fatal errors" in err
+    assert status == FAULT
+    assert re.search(r"error: process 0 \(.* ended without a word", err)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_its_words(workplace, tmp_path):
     fail = "import jax\nif '--process_id=1' in sys.argv: t.put_batch = lambda *a: 1 / 0\n"
     results = ends(start(workplace, 2, tmp_path / "run", before=f"import sys\n{SLOW_STEPS}{fail}"))
