@@ -31,7 +31,11 @@ class Pace:
     def wait_for(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """The next of `batches`; how long it took is noted, but for the first one, which waits for threads to start."""
         started = time.perf_counter()
-        batch = next(batches)
+        self._group.waits_since = time.monotonic()
+        try:
+            batch = next(batches)
+        finally:
+            self._group.waits_since = None
         now = time.perf_counter()
         if self._since is None:
             self._since = now

@@ -458,6 +458,8 @@ class Group:
       names: of all processes, by number.
       jax_address: HOST:PORT for `jax.distributed.initialize`.
       paces: the last that each process told of its own with `tell_pace`; all of them in process 0 alone.
+      waits_since: `time.monotonic` when this process began to wait for a batch, for the watch to tell; None while it
+        has one.
     """
 
     def __init__(self, place: Place, names: list[str], jax_address: str, lines: dict[int, _Line]):
@@ -467,6 +469,9 @@ class Group:
         self._ended = threading.Event()
         self._told: queue.Queue[tuple[int, Any]] = queue.Queue()  # facts that others sent, or what was found of them
         self.paces: dict[int, dict[str, float]] = {}
+        self.waits_since: float | None = None
+        self._waits: dict[int, float] = {}  # seconds, by number
+        self._late: dict[int, float] = {}
 
     def watch(self, say: Say, silence: float) -> "Group":
         """Begins to; `say` is called with what is to be told.
@@ -559,8 +564,11 @@ class Group:
             last = now
             if now - beat >= BEAT:
                 beat = now
+                since = self.waits_since
+                self._waits[self.place.process_id] = now - since if since else 0.0
                 for line in self._lines.values():
-                    line.send(alive=True)
+                    line.send(alive=True, waits=self._waits[self.place.process_id])
+                self._name_the_late()
             lost = self._hear() or self._count_silence()
             if lost and not self._ended.is_set():
                 why, status = lost if isinstance(lost, tuple) else (lost, FAULT)
@@ -586,6 +594,8 @@ class Group:
                     return f"{self.names[number]} failed: {message['failed']}", message["status"]
                 if "bye" in message:
                     del self._lines[number]
+                if "waits" in message:
+                    self._waits[number] = message["waits"]
                 if "facts" in message:
                     self._told.put((number, message["facts"]))
                 if "agreed" in message:
@@ -595,6 +605,18 @@ class Group:
                 if "pace" in message:
                     self.paces[number] = message["pace"]
         return ""
+
+    def _name_the_late(self) -> None:
+        """In process 0, which process's batch does not come: the others wait for it within the step."""
+        if self.place.process_id:
+            return
+        for number, seconds in self._waits.items():
+            if seconds > SILENT:
+                if number not in self._late:
+                    self._say(f"waiting for {self.names[number]}: its batch has not come for {seconds:.0f} s")
+                self._late[number] = seconds
+            elif number in self._late:
+                self._say(f"{self.names[number]} has its batch, after {self._late.pop(number):.0f} s")
 
     def _count_silence(self) -> str:
         for number in self._lines:

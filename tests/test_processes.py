@@ -32,6 +32,9 @@ try:
     with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
         if given["later"]:
             group.agree(given["later"])
+        group.waits_since = time.monotonic() if given["waits"] else None
+        time.sleep(given["waits"])
+        group.waits_since = None
         time.sleep(given["seconds"])
         if given["mistake"]:
             raise UserError(given["mistake"])
@@ -45,7 +48,7 @@ print("left", flush=True)
 
 def start(process_id: int, num_processes: int, port: int, workdir, **given) -> subprocess.Popen:
     defaults = {"facts": {}, "timeout": 20.0, "silence": 60.0, "seconds": 0.5, "fails": False}
-    defaults |= {"later": {}, "mistake": ""}
+    defaults |= {"later": {}, "mistake": "", "waits": 0.0}
     place = (f"localhost:{port}", num_processes, process_id)
     given = {**defaults, "place": place, "workdir": str(workdir), **given}
     command = [sys.executable, "-c", PROCESS, json.dumps(given)]
@@ -228,6 +231,19 @@ def test_a_process_that_stays_silent_is_given_up(tmp_path):
     started[1].send_signal(signal.SIGCONT)
     ((status, _, error),) = ends(started[1])
     assert status == processes.FAULT
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_a_process_whose_batch_does_not_come_is_named_once(late, tmp_path):
+    port = free_port()
+    given = [{"waits": 4.0, "seconds": 1.0} if i == late else {"waits": 0.1, "seconds": 5.0} for i in range(3)]
+    results = ends(*(start(i, 3, port, tmp_path, **given[i]) for i in range(3)))
+    assert [status for status, _, _ in results] == [0, 0, 0]
+    said = [[line for line in out.splitlines() if line.startswith("say")] for _, out, _ in results]
+    assert said[1:] == [[], []]
+    assert len(said[0]) == 2
+    assert re.fullmatch(rf"say waiting for process {late} \(.*\): its batch has not come for 2 s", said[0][0])
+    assert re.fullmatch(rf"say process {late} \(.*\) has its batch, after [34] s", said[0][1])
 
 
 def test_facts_that_come_up_later_are_compared_too(tmp_path):
