@@ -1,6 +1,6 @@
 """Two processes over one, a core each, beside PyTorch's DDP: `benchmarks/several.py --config=FILE --against=torch`.
 
-Images a second of training with input and checkpoints on, from step 10 to the last, at the same global batch, in turns.
+Images a second of training with input and checkpoints on, from step 30 to the last, at the same global batch, in turns.
 PyTorch is SMP's network under DistributedDataParallel with Gloo, on the same records, augmented in the same way by a
 worker process of each rank. Its BatchNorm is that of each rank alone: the synchronised one wants a GPU.
 """
@@ -18,7 +18,7 @@ import time
 
 from jaxseg.processes import free_port
 
-FIRST = 10  # steps before the clock starts
+FIRST = 30  # steps before the clock starts; the first checkpoint is among them, with what is compiled for it
 CHECKPOINT_EVERY = 20
 
 
@@ -120,7 +120,7 @@ def train_in_torch(config_flags: list[str], rank: int, ranks: int, port: int, st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--against", choices=("torch",))
     for name in ("rank", "ranks", "port"):  # of a process that this script starts itself

@@ -100,7 +100,7 @@ class Checkpoints:
         """
         step, manager = int(state.step), self._managers[kind]
         # Orbax copies in the background, and on a CPU its copy can be a view of the buffer that the next step reuses.
-        state = jax.tree.map(jnp.copy, state)
+        state = _copy(state)
         # The progress of 'latest' names the best step, which must be whole first; and what is still being written can't
         # be deleted.
         self.wait()
@@ -197,6 +197,11 @@ def _quiet() -> Iterator[None]:
 def _free_space(folder: pathlib.Path) -> str:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     return "" if existing is None else f"; {shutil.disk_usage(existing).free / 2**20:.0f} MiB free"
+
+
+@jax.jit  # one program: array by array JAX compiles one for every shape
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _abstract(tree: Any) -> Any:
