@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -244,6 +246,30 @@ def test_a_process_whose_batch_does_not_come_is_named_once(late, tmp_path):
     assert len(said[0]) == 2
     assert re.fullmatch(rf"say waiting for process {late} \(.*\): its batch has not come for 2 s", said[0][0])
     assert re.fullmatch(rf"say process {late} \(.*\) has its batch, after [34] s", said[0][1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have priorities on Linux alone")
+def test_a_thread_that_starts_to_listen_gives_way_and_no_other():
+    done, threads = threading.Event(), {}
+
+    def listen():
+        with select.epoll() as epoll:
+            while not done.is_set():
+                epoll.poll(1.0)
+
+    def start_thread(name, work):
+        threads[name] = threading.Thread(target=work)
+        threads[name].start()
+
+    start_thread("listened before", listen)
+    with processes._listeners_give_way():
+        start_thread("listens", listen)
+        start_thread("works", done.wait)
+        time.sleep(0.5)
+    priorities = {name: os.getpriority(os.PRIO_PROCESS, thread.native_id) for name, thread in threads.items()}
+    done.set()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert priorities == {"listened before": own, "listens": 19, "works": own}
 
 
 def test_facts_that_come_up_later_are_compared_too(tmp_path):

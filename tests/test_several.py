@@ -171,6 +171,8 @@ def test_worker_processes_end_with_a_process_that_is_killed(workplace, tmp_path)
 def test_a_process_that_is_stopped_is_waited_for_in_training(alone, workplace, tmp_path):
     started = start(workplace, 2, tmp_path / "run", before=SLOW_STEPS)
     until(started[0], "step 3/12")
+    threads = [int(thread) for thread in os.listdir(f"/proc/{started[0].pid}/task")]
+    assert 19 in [os.getpriority(os.PRIO_PROCESS, thread) for thread in threads]  # Gloo's
     started[1].send_signal(signal.SIGSTOP)
     assert "waiting for process 1 (" in until(started[0], "waiting for")
     started[1].send_signal(signal.SIGCONT)
