@@ -126,6 +126,7 @@ class Workplace:
     def __init__(self, root: pathlib.Path):
         self.root, self.prepared, self.cache = root, root / "prepared", root / "xla"
         self.data = write_camvid(root / "camvid")
+        self.started: list[subprocess.Popen] = []
 
     def config(self, **overrides: Any) -> ConfigDict:
         """`tiny_config` of the data here."""
@@ -150,7 +151,7 @@ class Workplace:
     def start(self, module: str, *arguments: str, before: str = "", **environment: str) -> subprocess.Popen:
         """`python -m MODULE ARGUMENTS` in a process that knows the tiny network; `before` is run in it first."""
         code = f"import helpers\nhelpers.register()\n{before}\nhelpers.run_module({module!r})"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=ROOT,
             env=self.environment(**environment),
@@ -158,6 +159,8 @@ class Workplace:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, module: str, *arguments: str, before: str = "", **environment: str) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of `start`."""
