@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from jaxseg.processes import free_port
+from jaxseg.processes.place import free_port
 
 FIRST = 30  # steps before the clock starts; the first checkpoint is among them, with what is compiled for it
 CHECKPOINT_EVERY = 20

@@ -27,7 +27,7 @@ KINDS = ("latest", "best")
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but it does not ask whether a signal came: `processes.Group` does, and JAX counts whoever asks."""
+    """Orbax's, but it does not ask whether a signal came: `processes.group` does, and JAX counts whoever asks."""
 
     def reached_preemption(self, step: int) -> bool:
         return False

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 from jaxseg.errors import UserError
 from jaxseg.process import one_line_errors
-from jaxseg.processes import MISTAKE, free_port
+from jaxseg.processes.group import MISTAKE
+from jaxseg.processes.place import free_port
 from jaxseg.writers import print_line
 
 COMMAND = (sys.executable, "-m", "jaxseg.main")

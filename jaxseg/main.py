@@ -16,7 +16,10 @@ from ml_collections import config_flags
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
 from jaxseg.process import Interrupted, one_line_errors, use_compile_cache, use_huge_pages
-from jaxseg.processes import Facts, Group, Place, code_facts, detect_place, place_from_flags, together
+from jaxseg.processes import together
+from jaxseg.processes.facts import Facts, code_facts
+from jaxseg.processes.group import Group
+from jaxseg.processes.place import Place, detect_place, place_from_flags
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxseg.processes import Group
+from jaxseg.processes.group import Group
 
 EVERY = 10.0  # seconds, at least, between two figures of a process
 PROBE = 0.02  # seconds, at least, that a product is timed for

@@ -22,7 +22,7 @@ from jaxseg.data import Dataset
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.models import cost
-from jaxseg.processes import library_versions
+from jaxseg.processes.facts import library_versions
 from jaxseg.protocols import WORDS, from_config
 from jaxseg.score import write_evaluation
 from jaxseg.writers import Writers, read_metrics

@@ -17,7 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.pace import Pace
 from jaxseg.process import Interrupted, catch_signals
-from jaxseg.processes import Group
+from jaxseg.processes.group import Group
 from jaxseg.score import eval_split, open_data, score_split
 from jaxseg.step import create_mesh, gather, put_batch
 from jaxseg.writers import open_writers, print_line

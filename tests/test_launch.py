@@ -12,7 +12,7 @@ from helpers import ROOT
 from jaxseg import launch as launching
 from jaxseg.errors import UserError
 from jaxseg.launch import launch, main
-from jaxseg.processes import FAULT, MISTAKE
+from jaxseg.processes.group import FAULT, MISTAKE
 
 # Notes each of its starts, and ends as it is told: `IDS:STATUS` for the first try; negative for a signal.
 CHILD = """

@@ -14,19 +14,20 @@ import time
 
 import pytest
 
-from jaxseg import processes
 from jaxseg.errors import UserError
-from jaxseg.processes import Place, free_port, place_from_flags
+from jaxseg.processes import _listeners_give_way, meeting
+from jaxseg.processes.group import FAULT
+from jaxseg.processes.place import Place, detect_place, free_port, place_from_flags
 
 PROCESS = """
 import json, sys, time
-from jaxseg import processes
 from jaxseg.errors import UserError
+from jaxseg.processes import group as watch, meeting, place
 
 given = json.loads(sys.argv[1])
-processes.BEAT, processes.SILENT = 0.2, 2.0
+watch.BEAT, watch.SILENT = 0.2, 2.0
 try:
-    group = processes.meet(processes.Place(*given["place"]), given["facts"], given["workdir"], given["timeout"])
+    group = meeting.meet(place.Place(*given["place"]), given["facts"], given["workdir"], given["timeout"])
 except UserError as error:
     sys.exit(f"error: {error}")
 print("met", group.names, group.jax_address, flush=True)
@@ -193,7 +194,7 @@ def test_a_process_that_is_killed_is_named_by_all_others(victim, tmp_path):
     assert time.monotonic() - killed < 10
     for i, (status, _, error) in enumerate(results):
         if i != victim:
-            assert status == processes.FAULT
+            assert status == FAULT
             assert error.startswith(f"error: process {victim} (")
             assert "ended without a word" in error
 
@@ -202,7 +203,7 @@ def test_an_error_of_one_ends_all_with_its_words(tmp_path):
     port = free_port()
     started = [start(i, 3, port, tmp_path, seconds=0.5 if i == 2 else 25.0, fails=i == 2) for i in range(3)]
     results = ends(*started)
-    assert [status for status, _, _ in results] == [processes.FAULT, processes.FAULT, 1]
+    assert [status for status, _, _ in results] == [FAULT, FAULT, 1]
     for _, _, error in results[:2]:
         assert error.startswith("error: process 2 (")
         assert "failed: RuntimeError: out of luck" in error
@@ -228,11 +229,11 @@ def test_a_process_that_stays_silent_is_given_up(tmp_path):
         until(process, "met")
     started[1].send_signal(signal.SIGSTOP)
     ((status, _, error),) = ends(started[0])
-    assert status == processes.FAULT
+    assert status == FAULT
     assert "error: process 1 (" in error and "was silent for 3 s" in error
     started[1].send_signal(signal.SIGCONT)
     ((status, _, error),) = ends(started[1])
-    assert status == processes.FAULT
+    assert status == FAULT
 
 
 @pytest.mark.parametrize("late", [0, 2])
@@ -262,7 +263,7 @@ def test_a_thread_that_starts_to_listen_gives_way_and_no_other():
         threads[name].start()
 
     start_thread("listened before", listen)
-    with processes._listeners_give_way():
+    with _listeners_give_way():
         start_thread("listens", listen)
         start_thread("works", done.wait)
         time.sleep(0.5)
@@ -293,7 +294,7 @@ def test_a_mistake_of_one_is_no_fault_of_the_others(tmp_path):
 
 def test_the_token_in_the_workdir_goes_whatever_happens(tmp_path):
     with pytest.raises(UserError, match="did not come"):
-        processes.meet(Place(f"localhost:{free_port()}", 2, 0), {}, tmp_path, 0.2)
+        meeting.meet(Place(f"localhost:{free_port()}", 2, 0), {}, tmp_path, 0.2)
     assert list(pathlib.Path(tmp_path).iterdir()) == []
 
 
@@ -307,12 +308,12 @@ def in_slurm(monkeypatch, processes_there: int) -> None:
 
 
 def test_a_place_is_told_by_slurm(monkeypatch):
-    assert processes.detect_place() is None
+    assert detect_place() is None
     in_slurm(monkeypatch, 4)
     monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
-    assert processes.detect_place() == Place("gpu07:1234", 4, 2, detected=True)
+    assert detect_place() == Place("gpu07:1234", 4, 2, detected=True)
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert processes.detect_place() is None
+    assert detect_place() is None
 
 
 def test_a_place_is_told_by_open_mpi(monkeypatch):
@@ -320,14 +321,14 @@ def test_a_place_is_told_by_open_mpi(monkeypatch):
     told = {"MCA_orte_hnp_uri": uri, "COMM_WORLD_SIZE": "8", "COMM_WORLD_RANK": "5", "COMM_WORLD_LOCAL_RANK": "1"}
     for name, value in told.items():
         monkeypatch.setenv(f"OMPI_{name}", value)
-    place = processes.detect_place()
+    place = detect_place()
     assert (place.num_processes, place.process_id) == (8, 5)
     assert place.address[0] == "10.96.0.1"
 
 
 def test_a_pod_of_no_indexed_job_is_one_process(monkeypatch, recwarn):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert processes.detect_place() is None
+    assert detect_place() is None
     assert not recwarn.list
 
 
@@ -335,4 +336,4 @@ def test_a_place_that_can_not_be_read_is_said(monkeypatch):
     in_slurm(monkeypatch, 4)
     monkeypatch.setenv("SLURM_PROCID", "two")
     with pytest.raises(UserError, match=r"process of SlurmCluster, but .* can't be read .*give --coordinator"):
-        processes.detect_place()
+        detect_place()

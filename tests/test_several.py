@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from helpers import flags_of, one_error, rows, saved, steps
 
-from jaxseg.processes import FAULT, MISTAKE, free_port
+from jaxseg.processes.group import FAULT, MISTAKE
+from jaxseg.processes.place import free_port
 
 pytest_plugins = ["tiny_runs"]
 
@@ -192,7 +193,7 @@ def test_a_process_that_is_stopped_is_waited_for_in_training(alone, workplace, t
 
 @pytest.mark.slow
 def test_the_end_of_process_0_is_told_though_jax_aborts_first(workplace, tmp_path):
-    slow_watch = "import time\nfrom jaxseg.processes import Group\nhear = Group._hear\n"
+    slow_watch = "import time\nfrom jaxseg.processes.group import Group\nhear = Group._hear\n"
     slow_watch += "Group._hear = lambda self: time.sleep(3) or hear(self)\n"
     started = start(workplace, 2, tmp_path / "run", before=SLOW_STEPS + slow_watch, train__num_steps=200)
     until(started[0], "step 2/")

@@ -1,0 +1,220 @@
+"""Processes that have met: they agree, live and end together."""
+
+import contextlib
+import itertools
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxseg.errors import UserError
+from jaxseg.process import Interrupted
+from jaxseg.processes.facts import Facts, difference, in_words
+from jaxseg.processes.line import Line
+from jaxseg.processes.place import Place
+
+MISTAKE, FAULT = 1, 75  # exit statuses: of what starting again does not mend, and of what it may (EX_TEMPFAIL)
+BEAT = 1.0  # seconds between two signs of life
+SILENT = 10.0  # seconds without one, and it is said who is waited for
+PATIENCE = 5.0  # seconds that an error waits for a better one: who is gone
+
+Say = Callable[[str], None]
+
+
+class Group:
+    """All processes of a run, once they have met; a context manager that watches them.
+
+    A thread tells the others every second that this process lives. Who is silent is named; who ends without a word, or
+    is silent for too long, ends the run: every process says who it was and exits with `FAULT`, at once, for a thread
+    that waits for numbers of a process that is no more can't be woken. After a mistake of the user's it is `MISTAKE`.
+
+    Attributes:
+      names: of all processes, by number.
+      jax_address: HOST:PORT for `jax.distributed.initialize`.
+      paces: the last that each process told of its own with `tell_pace`; all of them in process 0 alone.
+      waits_since: `time.monotonic` when this process began to wait for a batch, for the watch to tell; None while it
+        has one.
+    """
+
+    def __init__(self, place: Place, names: list[str], jax_address: str, lines: dict[int, Line]):
+        self.place, self.names, self.jax_address = place, names, jax_address
+        self._lines, self._heard = lines, dict.fromkeys(lines, time.monotonic())
+        self._waiting: set[int] = set()
+        self._ended = threading.Event()
+        self._told: queue.Queue[tuple[int, Any]] = queue.Queue()  # facts that others sent, or what was found of them
+        self.paces: dict[int, dict[str, float]] = {}
+        self.waits_since: float | None = None
+        self._waits: dict[int, float] = {}  # seconds, by number
+        self._late: dict[int, float] = {}
+
+    def watch(self, say: Say, silence: float) -> "Group":
+        """Begins to; `say` is called with what is to be told.
+
+        Args:
+          silence: seconds after which a process that is silent is given up.
+        """
+        self._say, self._silence = say, silence
+        self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
+        self._thread.start()
+        return self
+
+    def agree(self, facts: Facts) -> None:
+        """Returns once all processes have called this with the same facts, see `meet`; however long that takes.
+
+        Raises:
+          UserError: on all of them, with what differs.
+        """
+        facts = in_words(facts)
+        if self.place.process_id:
+            self._lines[0].send(facts=facts)
+            _, fault = self._told.get()
+        else:
+            fault = ""
+            for _ in range(len(self._lines)):
+                number, theirs = self._told.get()
+                fault = fault or difference(self.names[number], theirs, self.names[0], facts)
+            if fault:
+                self._ended.set()  # each ends by itself then, in these words; that others are faster is no news
+            for line in self._lines.values():
+                line.send(agreed=fault)
+        if fault:
+            raise UserError(fault)
+
+    def tell_pace(self, **figures: float) -> None:
+        """Puts the figures of this process into the `paces` of process 0."""
+        number = self.place.process_id
+        self.paces[number] = figures
+        if number:
+            self._lines[0].send(pace=figures)
+
+    @contextlib.contextmanager
+    def catch_signals(self) -> Iterator[Callable[[], int]]:
+        """As `process.catch_signals`, but SIGTERM or Ctrl-C to any process is told to all of them, at the same call.
+
+        All of them must call the function equally often. JAX's runtime catches SIGTERM itself.
+        """
+        from jax.experimental import multihost_utils
+
+        def pass_on(number, frame):
+            signal.signal(number, before)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        before = signal.signal(signal.SIGINT, pass_on)
+        calls = itertools.count(1)
+        try:
+            yield lambda: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(next(calls)) else 0
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Says goodbye, or why not."""
+        mistake = isinstance(error, UserError) and error.__cause__ is None
+        if error is not None and not mistake and not isinstance(error, Interrupted | KeyboardInterrupt):
+            # Perhaps for numbers that a process owed which is no more: the watch finds out which, and ends this one.
+            self._thread.join(PATIENCE)
+        self._ended.set()
+        if error is None or isinstance(error, Interrupted):
+            last_word = {"bye": True}
+        elif isinstance(error, UserError):
+            last_word = {"failed": str(error), "status": MISTAKE}
+        else:
+            last_word = {"failed": f"{kind.__name__}: {error}", "status": FAULT}
+        for line in list(self._lines.values()):
+            line.send(**last_word)
+        self._thread.join(5 * BEAT)
+        for line in self._lines.values():
+            line.close()
+
+    def _run(self) -> None:
+        beat, last = 0.0, time.monotonic()
+        while not self._ended.is_set():
+            now = time.monotonic()
+            if now - last > SILENT / 2:
+                # This process was stopped itself; what the others said meanwhile is still to be read.
+                self._heard = {number: heard + now - last for number, heard in self._heard.items()}
+            last = now
+            if now - beat >= BEAT:
+                beat = now
+                since = self.waits_since
+                self._waits[self.place.process_id] = now - since if since else 0.0
+                for line in self._lines.values():
+                    line.send(alive=True, waits=self._waits[self.place.process_id])
+                self._name_the_late()
+            lost = self._hear() or self._count_silence()
+            if lost and not self._ended.is_set():
+                why, status = lost if isinstance(lost, tuple) else (lost, FAULT)
+                for line in self._lines.values():
+                    line.send(lost=why, status=status)
+                _end(why, status)
+
+    def _hear(self) -> str | tuple[str, int]:
+        """Reads what has come; who was lost, if anybody, perhaps with the status that the others end with."""
+        if not self._lines:
+            time.sleep(BEAT)
+            return ""
+        for line in select.select(list(self._lines.values()), [], [], BEAT / 2)[0]:
+            number = next(number for number, each in self._lines.items() if each is line)
+            messages = line.receive(0)
+            if messages is None:
+                return f"{self.names[number]} ended without a word: it was killed, or its machine is gone"
+            self._heard[number] = time.monotonic()
+            for message in messages:
+                if "lost" in message:
+                    return message["lost"], message["status"]
+                if "failed" in message:
+                    return f"{self.names[number]} failed: {message['failed']}", message["status"]
+                if "bye" in message:
+                    del self._lines[number]
+                if "waits" in message:
+                    self._waits[number] = message["waits"]
+                if "facts" in message:
+                    self._told.put((number, message["facts"]))
+                if "agreed" in message:
+                    if message["agreed"]:
+                        self._ended.set()
+                    self._told.put((number, message["agreed"]))
+                if "pace" in message:
+                    self.paces[number] = message["pace"]
+        return ""
+
+    def _name_the_late(self) -> None:
+        """In process 0, which process's batch does not come: the others wait for it within the step."""
+        if self.place.process_id:
+            return
+        for number, seconds in self._waits.items():
+            if seconds > SILENT:
+                if number not in self._late:
+                    self._say(f"waiting for {self.names[number]}: its batch has not come for {seconds:.0f} s")
+                self._late[number] = seconds
+            elif number in self._late:
+                self._say(f"{self.names[number]} has its batch, after {self._late.pop(number):.0f} s")
+
+    def _count_silence(self) -> str:
+        for number in self._lines:
+            name, seconds = self.names[number], time.monotonic() - self._heard[number]
+            if seconds > self._silence:
+                return f"{name} was silent for {seconds:.0f} s"
+            # Of a process 0 that is silent one of the others tells.
+            if self.place.process_id > (number == 0):
+                continue
+            if seconds > SILENT and number not in self._waiting:
+                self._waiting.add(number)
+                self._say(f"waiting for {name}: silent for {seconds:.0f} s, given up after {self._silence:.0f}")
+            elif seconds < SILENT and number in self._waiting:
+                self._waiting.discard(number)
+                self._say(f"{name} is back")
+        return ""
+
+
+def _end(why: str, status: int) -> None:
+    remedy = "; start again to go on from the last checkpoint" if status == FAULT else ""
+    print(f"error: {why}{remedy}", file=sys.stderr, flush=True)
+    os._exit(status)
