@@ -6,9 +6,9 @@ import os
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jaxseg.data.progress import bar, say
 from jaxseg.errors import UserError
@@ -120,12 +120,21 @@ def _verify(archive: Archive, path: Path, progress: bool) -> None:
         )
 
 
+def _inside(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name} is no file or folder inside it")
+        yield member
+
+
 def _unpack(path: Path, folder: Path, progress: bool) -> None:
     say(f"unpacking {path}", progress)
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         with tarfile.open(path) as archive:
-            archive.extractall(part, filter="data")
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+            archive.extractall(part, members=_inside(archive), **safely)
         try:
             part.rename(folder)
         except OSError:

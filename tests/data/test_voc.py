@@ -191,11 +191,14 @@ def test_official_lists_of_another_length_are_an_error(official, monkeypatch):
         open_dataset("voc", progress=False)
 
 
-def test_an_archive_cannot_write_outside(official, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("link", "name"), [("", "../../../out"), ("", "{here}/out"), ("../../../out", "inside")])
+def test_an_archive_cannot_write_outside(link, name, official, monkeypatch, tmp_path):
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)  # which Python 3.11 has not always had
+    evil = tarfile.TarInfo(name.format(here=tmp_path))
+    evil.type, evil.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
     file = official / "evil.tar"
-    (tmp_path / "evil").write_text("x")
     with tarfile.open(file, "w") as archive:
-        archive.add(tmp_path / "evil", "../../../out")
+        archive.addfile(evil)
     bad = Archive(file.as_uri(), "md5", hashlib.md5(file.read_bytes()).hexdigest())
     monkeypatch.setitem(voc.ARCHIVES, "2012", (bad,))
     with pytest.raises(UserError, match=r"cannot unpack .*evil\.tar"):
