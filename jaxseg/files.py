@@ -4,8 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+from jaxseg.errors import UserError, shown
 
 CONFIG = "config.json"
 INFO = "info.json"  # the classes
@@ -14,6 +17,41 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 VAL_BEST = "val-best.json"  # in there, the best evaluation of training, whatever split it was of
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A regular file, or a link to one, opened to be read.
+
+    Nothing else is opened, anywhere: a FIFO, a socket or a device (`/dev/random`) blocks or never ends.
+
+    Raises:
+      UserError: `path` is something else, or can't be opened.
+    """
+    try:
+        # Without O_NONBLOCK the opening of a FIFO waits for whoever writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"cannot read {shown(path)}: it is no regular file; give a file or a link to one")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike, *, most: int) -> bytes:
+    """All bytes of a regular file of at most `most` bytes.
+
+    Raises:
+      UserError: it is no regular file, is larger, or can't be read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{shown(path)} has {size:,} bytes; at most {most:,} are read")
+        try:
+            return file.read()
+        except OSError as error:
+            raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
