@@ -23,6 +23,7 @@ MODEL_HALF = (
     "lookup",
     "errors",
     "files",
+    "forms",
 )
 LIBRARIES = {"jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "safetensors"}
 # What one file may import besides, inside a function: not everybody has it, and few need it.
@@ -82,13 +83,13 @@ def test_the_model_half_stands_on_jax_alone(path):
 
 def test_networks_know_nothing_of_training():
     for path in modules("models"):
-        assert ours(imports(path)) <= {"models", "partition", "lookup", "errors", "files"}
+        assert ours(imports(path)) <= {"models", "partition", "lookup", "errors", "files", "forms"}
 
 
 def test_the_data_half_knows_no_networks():
     for path in modules("data"):
         names = imports(path)
-        assert ours(names) <= {"data", "lookup", "errors", "files"}, path
+        assert ours(names) <= {"data", "lookup", "errors", "files", "forms"}, path
         assert not {name.split(".")[0] for name in names} & {"flax", "optax"}, path
 
 
