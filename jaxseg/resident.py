@@ -176,15 +176,17 @@ def augment(
     inside = (ys < height)[:, None] & (xs < width)
     if "grid" in chance:
         x, y = _distorted(xs, width, chance["grid"][0]), _distorted(ys, height, chance["grid"][1])
-        image, label = _remap(image, label, x[None], y[:, None], (height, width), fill)
+        image, label, _ = _remap(image, label, x[None], y[:, None], (height, width))
     if "elastic" in chance:
         weights = (_bicubic(ys, height), _bicubic(xs, width))
         # A GPU would take products in TF32, whose rounding moves pixels.
         shift = jnp.einsum("ya,xb,abc->yxc", *weights, chance["elastic"], precision=jax.lax.Precision.HIGHEST)
-        image, label = _remap(image, label, xs + shift[..., 0], ys[:, None] + shift[..., 1], (height, width), fill)
+        x, y = xs + shift[..., 0], ys[:, None] + shift[..., 1]
+        image, label, known = _remap(image, label, x, y, (height, width))
+        inside &= known
     if "jitter" in chance:
         luma = jnp.asarray(transforms.LUMA, jnp.float32)
-        mean = jnp.sum(jnp.where(inside, (image * luma).sum(-1), 0.0)) / (height * width)
+        mean = jnp.sum(jnp.where(inside, (image * luma).sum(-1), 0.0)) / jnp.maximum(1, inside.sum())
         image = _rounded(_linear(image, chance["jitter"].at[:, 3].multiply(mean)))
     if "stain" in chance:
         density = _linear(-jnp.log((image + 1) / 256), chance["stain"])
@@ -242,7 +244,7 @@ def _bicubic(places: jax.Array, size: jax.Array) -> jax.Array:
     return weights
 
 
-def _remap(image, label, x, y, size, fill):
+def _remap(image, label, x, y, size):
     """As `transforms.remap`, of the `size` pixels that there are; places are thirty-seconds of a pixel, as OpenCV's."""
     height, width = size
     x, y = jnp.broadcast_arrays(jnp.round(32 * x) / 32, jnp.round(32 * y) / 32)
@@ -257,5 +259,5 @@ def _remap(image, label, x, y, size, fill):
     below = _mix(at(image, top + 1, left), at(image, top + 1, left + 1), right)
     row, column = jnp.round(y), jnp.round(x)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    image = jnp.where(inside[..., None], _rounded(_mix(above, below, down)), jnp.asarray(fill, jnp.float32))
-    return image, jnp.where(inside, at(label, row, column), transforms.IGNORE_LABEL)
+    label = jnp.where(inside, at(label, row, column), transforms.IGNORE_LABEL)
+    return _rounded(_mix(above, below, down)), label, inside

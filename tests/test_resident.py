@@ -104,6 +104,32 @@ def test_what_is_computed_is_the_hosts_but_for_its_rounding(changes, levels):
     assert device["images"].dtype == device["labels"].dtype == np.uint8
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"elastic": 12.0, "jitter": 0.8, "stain": 0.3, "scale": (0.3, 1.5), "rotate90": True},
+        {"grid_distortion": 0.6, "jitter": 0.5, "stain": 0.3, "scale": (0.3, 2.0)},
+    ],
+    ids=["elastic", "grid_distortion"],
+)
+def test_beyond_the_picture_there_is_the_fill_as_on_the_host(changes, monkeypatch):
+    def without_void(self):
+        init(self)
+        for record in self.records:
+            record["labels"] = np.zeros_like(record["labels"])
+
+    init = Source.__init__
+    monkeypatch.setattr(Source, "__init__", without_void)
+    device, host = both(**changes)
+    for batch in (device, host):
+        beyond = batch["labels"] == 255
+        assert beyond.any() and (batch["images"][beyond] == FILL).all()
+    inside = (device["labels"] == 0) & (host["labels"] == 0)
+    assert np.mean(device["labels"] != host["labels"]) < 1e-2
+    apart = np.abs(device["images"].astype(int) - host["images"])[inside]
+    assert np.mean(apart > 4) < 5e-3, "the mean luma is of the picture on both"
+
+
 def batches(config, dataset, start, count, images=None):
     return list(itertools.islice(build.train_batches(config, dataset, start, images), count))
 

@@ -2,6 +2,9 @@
 
 Images are uint8 [H, W, 3] RGB, labels uint8 [H, W]. Labels are resized by picking pixels, with the centre-aligned grid
 of the image's bilinear resize (OpenCV's `INTER_NEAREST_EXACT`; its `INTER_NEAREST` is half a pixel off).
+
+What lies beyond the picture has label 255 and exactly the fill colour: it is set last, after every change of colours,
+and no change of colours looks at it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,10 +68,13 @@ def draw_jitter(rng: np.random.Generator, strength: float) -> np.ndarray:
     return np.concatenate([brightness * contrast * colour, towards_grey], axis=1)
 
 
-def colour_jitter(images: np.ndarray, jitter: np.ndarray) -> np.ndarray:
-    """The image with its colours changed by one linear map, rounded once: `jitter` [3, 4], of RGB and the mean luma."""
+def colour_jitter(images: np.ndarray, jitter: np.ndarray, inside: np.ndarray | None = None) -> np.ndarray:
+    """The image with its colours changed by one linear map, rounded once: `jitter` [3, 4], of RGB and the mean luma.
+
+    That mean is over the pixels where `inside`, uint8 [H, W], is not 0; None for all.
+    """
     matrix = jitter.copy()
-    matrix[:, 3] *= LUMA @ cv2.mean(images)[:3]
+    matrix[:, 3] *= LUMA @ cv2.mean(images, mask=inside)[:3]
     return cv2.transform(images, matrix)
 
 
@@ -78,19 +84,18 @@ def quarter_turns(images: np.ndarray, labels: np.ndarray, turns: int = 1) -> tup
 
 
 def remap(
-    images: np.ndarray, labels: np.ndarray, x: np.ndarray, y: np.ndarray, fill: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
+    images: np.ndarray, labels: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image and labels read at the places (x, y), float32 [H, W], in pixels: bilinear the one, nearest the other.
 
-    Beyond the image there is `fill`, and label 255.
+    Returns:
+      The image, whose border goes on beyond it; the labels, 255 there; and uint8 [H, W], 0 there and 1 inside.
     """
     x, y = x.astype(np.float32), y.astype(np.float32)
-    # The fill comes after: the last half pixel inside would be mixed with it.
     image = cv2.remap(images, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    beyond = cv2.remap(np.ones_like(labels), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT) == 0
-    image[beyond] = np.asarray(fill, np.uint8)
+    inside = cv2.remap(np.ones_like(labels), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
     labels = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE_LABEL)
-    return image, labels
+    return image, labels, inside
 
 
 def draw_grid(rng: np.random.Generator, strength: float, cells: int = 5) -> np.ndarray:
@@ -103,12 +108,11 @@ def draw_grid(rng: np.random.Generator, strength: float, cells: int = 5) -> np.n
     return edges / edges[:, -1:]
 
 
-def grid_distortion(
-    images: np.ndarray, labels: np.ndarray, grid: np.ndarray, fill: Sequence[int] = (124, 116, 104)
-) -> tuple[np.ndarray, np.ndarray]:
+def grid_distortion(images: np.ndarray, labels: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns and rows moved as `draw_grid` has it.
 
-    The borders stay where they are (the distortion of the library Albumentations with `normalized=True`).
+    The borders stay where they are (the distortion of the library Albumentations with `normalized=True`), so nothing
+    beyond the image comes in.
     """
 
     def places(size: int, edges: np.ndarray) -> np.ndarray:
@@ -116,7 +120,8 @@ def grid_distortion(
 
     height, width = labels.shape
     x, y = np.meshgrid(places(width, grid[0]), places(height, grid[1]))
-    return remap(images, labels, x, y, fill)
+    images, labels, _ = remap(images, labels, x, y)
+    return images, labels
 
 
 def draw_elastic(rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -127,14 +132,15 @@ def draw_elastic(rng: np.random.Generator, strength: float) -> np.ndarray:
     return rng.normal(0, strength, (3, 3, 2))
 
 
-def elastic(
-    images: np.ndarray, labels: np.ndarray, shifts: np.ndarray, fill: Sequence[int] = (124, 116, 104)
-) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth deformation (U-Net, Ronneberger et al. 2015, section 3.1): `draw_elastic`, bicubic in between."""
+def elastic(images: np.ndarray, labels: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A smooth deformation (U-Net, Ronneberger et al. 2015, section 3.1): `draw_elastic`, bicubic in between.
+
+    Returns what `remap` does: what comes from beyond the image is marked.
+    """
     height, width = labels.shape
     shift = cv2.resize(shifts, (width, height), interpolation=cv2.INTER_CUBIC)
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    return remap(images, labels, x + shift[..., 0], y + shift[..., 1], fill)
+    return remap(images, labels, x + shift[..., 0], y + shift[..., 1])
 
 
 # Optical densities of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001, table 1), rows of length 1.
@@ -244,7 +250,7 @@ def apply(
     crop_size: int | Sequence[int],
     fill: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image and labels changed as `draw` has it, and padded to `crop_size` with `fill` and label 255."""
+    """Image and labels changed as `draw` has it, and padded to `crop_size`: beyond the image `fill` and label 255."""
     top, left, height, width = chance["window"]
     part = np.s_[top : top + height, left : left + width]
     images, labels = resize(images[part], labels[part], as_pair(chance["size"]))
@@ -254,13 +260,16 @@ def apply(
     if "turns" in chance:
         images, labels = quarter_turns(images, labels, int(chance["turns"]))
     if "grid" in chance:
-        images, labels = grid_distortion(images, labels, chance["grid"], fill)
+        images, labels = grid_distortion(images, labels, chance["grid"])
+    inside = None  # everywhere
     if "elastic" in chance:
-        images, labels = elastic(images, labels, chance["elastic"], fill)
+        images, labels, inside = elastic(images, labels, chance["elastic"])
     if "jitter" in chance:
-        images = colour_jitter(images, chance["jitter"])
+        images = colour_jitter(images, chance["jitter"], inside)
     if "stain" in chance:
         images = stain_jitter(images, chance["stain"])
+    if inside is not None:
+        images[inside == 0] = np.asarray(fill, np.uint8)
     return pad(images, labels, as_pair(crop_size), fill)
 
 

@@ -172,11 +172,13 @@ def test_quarter_turns_come_back_and_all_four_are_drawn():
 def test_a_deformation_keeps_the_two_together_and_makes_no_label(change, draw, strength):
     images, labels = twins(120, 150)
     for seed in range(10):
-        image, new = change(images, labels, draw(np.random.default_rng(seed), strength), (255, 255, 255))
+        image, new, *inside = change(images, labels, draw(np.random.default_rng(seed), strength))
+        image[np.equal(inside, 0).any(0)] = 255
         assert agree(image, new, most=0.3) and image.shape == images.shape
         assert set(np.unique(new)) <= set(np.unique(labels)) | {255}
         assert not np.array_equal(new, labels)
-    still, same = change(images, labels, draw(np.random.default_rng(0), 0), FILL)
+    still, same, *inside = change(images, labels, draw(np.random.default_rng(0), 0))
+    assert all(array.all() for array in inside)
     np.testing.assert_array_equal(same, labels)
     np.testing.assert_array_equal(still, images)
 
@@ -271,3 +273,50 @@ def test_images_are_brought_to_a_size_first_and_cropped_in_the_middle():
     for seed in range(3):
         out = transforms.augment(example, np.random.default_rng(seed), crop_size=32, center_crop=True, flip=False)
         np.testing.assert_array_equal(out["labels"], labels[8:40, 32:64])
+
+
+changes = st.fixed_dictionaries(
+    {
+        "scale": st.sampled_from([(1.0, 1.0), (0.3, 0.7), (0.5, 2.0)]),
+        "flip": st.booleans(),
+        "vertical_flip": st.booleans(),
+        "rotate90": st.booleans(),
+        "grid_distortion": st.sampled_from([0.0, 0.3, 0.9]),
+        "elastic": st.sampled_from([0.0, 4.0, 40.0]),
+        "jitter": st.sampled_from([0.0, 0.4, 1.0]),
+        "stain": st.sampled_from([0.0, 0.2, 0.9]),
+    }
+)
+
+
+@given(changes, st.sampled_from([None, *transforms.VARIANTS]), st.integers(0, 10**6), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_beyond_the_picture_there_is_the_fill_and_no_change_looks_at_it(changes, variant, seed, resized):
+    images = np.random.default_rng(seed).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    example = {"images": images, "labels": np.zeros((30, 41), np.uint8)} | ({"variant": variant} if variant else {})
+
+    def run(fill, **more):
+        frame = {"crop_size": 36, "resize_to": (44, 28) if resized else (), "fill": fill}
+        return transforms.augment({**example, **more}, np.random.default_rng(seed), **frame, **changes)
+
+    out, other = run(FILL), run((200, 250, 0))
+    beyond = out["labels"] == 255
+    assert (out["images"][beyond] == FILL).all()
+    assert (other["images"][beyond] == (200, 250, 0)).all()
+    np.testing.assert_array_equal(out["images"][~beyond], other["images"][~beyond])
+    # Void inside the picture keeps its colours.
+    void = run(FILL, labels=np.full((30, 41), 255, np.uint8))
+    np.testing.assert_array_equal(void["images"], out["images"])
+
+
+@pytest.mark.parametrize("change", [{"jitter": 0.5}, {"stain": 0.5}, {"jitter": 0.5, "stain": 0.5}])
+def test_what_an_elastic_deformation_brings_in_keeps_the_fill(change):
+    """A fill that is changed with the colours is not 0 for the network, up to 2.6 of its standard deviations."""
+    example = {"images": np.full((40, 40, 3), 90, np.uint8), "labels": np.zeros((40, 40), np.uint8)}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        out = transforms.augment(example, rng, crop_size=40, elastic=20.0, fill=FILL, **change)
+        beyond = out["labels"] == 255
+        assert 0.05 < beyond.mean() < 0.95
+        assert (out["images"][beyond] == FILL).all()
+        assert len(np.unique(out["images"][~beyond], axis=0)) == 1, "a flat picture stays flat"
