@@ -66,6 +66,8 @@ SECONDS = Number(0, 1e12)
 NAME = Text(1, 255)  # of a class, a split, a file
 LABEL = Whole(0, 255)
 NAMES = Several(NAME, 1, 255)
+CLASS = Text(1, 100)  # that a user names
+VALUE = Whole(0, 2**31 - 1)  # of a pixel in a mask
 NUMBERS = {...: (FINITE, None)}  # null for NaN, as all files here have it
 
 _VALUE = (bool, FINITE, Text(0, 10_000), Several((bool, FINITE, Text(0, 10_000)), 0, 1000))
@@ -103,6 +105,16 @@ def _check_names(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:
         if name in seen:
             return f"class_names[{index}]", name, "a name that is there once"
         seen.add(name)
+    return None
+
+
+def _check_classes(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+    for entry in {"names", "colours"} & content.keys():
+        if not 1 <= len(content[entry]) <= 255:
+            return entry, content[entry], "of 1 to 255 classes; 255 itself counts nowhere"
+        for name in content["colours"] if entry == "colours" else ():
+            if not 1 <= len(name) <= CLASS.most:
+                return entry, name, f"of names of 1 to {CLASS.most} characters"
     return None
 
 
@@ -153,6 +165,7 @@ FORMS = {
             "palette": Several(Several(LABEL, 3, 3), 1, 255),
             "class_weights": (Several(Number(0, MOST), 1, 255), None),
             "ignore_label": LABEL,
+            "values": Maybe(Several(Several(Whole(-(2**24), 2**31 - 1), 2, 2), 0, 10_000)),
         },
         2**20,
         "put back the file that the run wrote, or train in another --workdir",
@@ -224,6 +237,17 @@ FORMS = {
         },
         2**24,
         "move that checkpoint away, or name another with --checkpoint",
+    ),
+    "classes.yaml": File(
+        "the classes of a folder of masks",
+        {
+            "names": Maybe((Several(CLASS, 1, 255), {...: CLASS})),
+            "colours": Maybe({...: Several(LABEL, 3, 3)}),
+            "ignore": Maybe((VALUE, Several((VALUE, Several(LABEL, 3, 3)), 1, 1000))),
+        },
+        2**17,
+        "mend that entry; python -m jaxseg.data.folder --help has an example",
+        _check_classes,
     ),
 }
 

@@ -35,6 +35,7 @@ SOUND = {
     "evaluations": EVALUATION,
     "metrics.jsonl": {"step": 3, "val/mean_iou": 0.5, "train/loss": None},
     "progress": {"best_score": 0.5, "losses": [1.0, 2.0], "other_losses": {"gan": [0.1]}},
+    "classes.yaml": {"names": {"7": "sky", "9": "road"}, "ignore": [0, 4, [1, 2, 3]]},
 }
 
 

@@ -1,20 +1,26 @@
 """The classes of a folder of masks: what its `classes.yaml` says, and what follows from the masks themselves."""
 
+import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from jaxseg import files
+from jaxseg.data import plain_yaml
 from jaxseg.data.info import DataInfo
 from jaxseg.data.voc import voc_palette
-from jaxseg.errors import UserError
-from jaxseg.lookup import lookup
+from jaxseg.errors import UserError, shown
+from jaxseg.forms import FORMS, broken, checked
 
 CLASSES = "classes.yaml"
 _IGNORE = 255
+_MOST_LABEL = 2**31 - 1
+_LISTED = 16  # labels or colours of a proposed classes.yaml; more are no classes by mistake
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Classes:
 
     Attributes:
       info: names and colours.
-      table: label, 255 for what counts nowhere, by value; values are those of `folder.read_values`.
+      table: label, 255 for what counts nowhere, by value; values are those of `look.read_values`.
       kind: what the masks hold, in words.
       path: of the file that says so, or would.
     """
@@ -37,28 +43,48 @@ class Classes:
         """Refuses masks, `{path: [(value, pixels), ...]}`, with a value that is in no class.
 
         Raises:
-          UserError: names the first of them with the value.
+          UserError: names the first of them with the value, and all such values of the masks.
         """
-        for mask, values in masks.items():
-            strange = [(value, count) for value, count in values if value not in self.table]
-            if not strange:
-                continue
-            value, count = strange[0]
-            if not any(known < 0 for known in self.table) and value < 0:
-                colours = ", ".join(str(_rgb(value)) for value, _ in strange[:8]) + (
-                    ", ..." if len(strange) > 8 else ""
-                )
-                raise UserError(f"{mask} holds colours, {colours}: say in {self.path} which class has which colour.")
-            what = f"label {value}" if value >= 0 else f"the colour {_rgb(value)}"
+        strange = [(mask, v, count) for mask, values in masks.items() for v, count in values if v not in self.table]
+        if not strange:
+            return
+        mask, value, count = strange[0]
+        values = sorted({value for _, value, _ in strange}, reverse=value < 0)
+        if value < 0 and not any(known < 0 for known in self.table):
+            colours = [_rgb(value) for value in values if value < 0]
+            entry = ", ".join(f"class_{index}: {rgb}" for index, rgb in enumerate(colours[:_LISTED]))
+            more = f" ({len(colours)} colours in all)" if len(colours) > _LISTED else ""
             raise UserError(
-                f"{mask} has {what} in {count} pixels, which is none of {', '.join(self.info.class_names)}: add it to "
-                f"{self.path}, as a class or as what is ignored, or mend the mask."
+                f"{shown(mask)} holds colours: say in {shown(self.path)} which class has which colour, such as "
+                f"colours: {{{entry}}}{more}"
             )
+        what = f"label {value}" if value >= 0 else f"the colour {_rgb(value)}"
+        told = [value if value >= 0 else _rgb(value) for value in values if (value >= 0) == (strange[0][1] >= 0)]
+        ignored = sorted({value for value, label in self.table.items() if label == _IGNORE and value != _IGNORE})
+        listed = [value if value >= 0 else _rgb(value) for value in ignored] + told[:_LISTED]
+        more = f" ({len(told)} such values in all)" if len(told) > _LISTED else ""
+        colours = any(known < 0 for known in self.table)
+        if colours and len(listed) == 3 and all(isinstance(item, int) for item in listed):
+            listed.append(_IGNORE)  # three numbers beside colours are a colour
+        proposed = listed[0] if len(listed) == 1 and isinstance(listed[0], int) else listed
+        raise UserError(
+            f"{shown(mask)} has {what} in {count} pixels, which is none of {', '.join(self.info.class_names)}: name it "
+            f"in {shown(self.path)}, mend the mask, or have it count nowhere, "
+            f"ignore: {proposed}{more}"
+        )
 
-    def labels_of(self, values: np.ndarray) -> np.ndarray:
-        """Labels uint8 [H, W] of integers [H, W], all of them in the table."""
+    def labels_of(self, values: np.ndarray, mask: object = "a mask") -> np.ndarray:
+        """Labels uint8 [H, W] of integers [H, W], of the file `mask`.
+
+        Raises:
+          UserError: one of them is not in the table.
+        """
         known = np.array(sorted(self.table))
-        return np.array([self.table[value] for value in known], np.uint8)[np.searchsorted(known, values)]
+        places = np.searchsorted(known, values).clip(max=len(known) - 1)
+        if (wrong := known[places] != values).any():
+            value, count = np.unique(values[wrong], return_counts=True)
+            self.check({Path(str(mask)): [(int(value[0]), int(count[0]))]})
+        return np.array([self.table[value] for value in known.tolist()], np.uint8)[places]
 
 
 def _value(rgb: Iterable[int]) -> int:
@@ -70,117 +96,186 @@ def _rgb(value: int) -> list[int]:
     return [-1 - value >> shift & 255 for shift in (16, 8, 0)]
 
 
-def read_classes(folder: Path, values: set[int]) -> Classes:
+def read_classes(folder: Path, values: set[int], run: DataInfo | None = None) -> Classes:
     """The classes of the masks in `folder`, given all values in them.
 
+    With the classes of a `run`, to score it there, they are the run's: by name where the folder's own `classes.yaml`
+    names some, which may be fewer; else by the values that they had in the masks that the run was trained on.
+
     Raises:
-      UserError: `classes.yaml` is not as it should be.
+      UserError: `classes.yaml` is not as it should be, or what the masks hold needs one.
     """
     path = folder / CLASSES
     said = _read(path)
-    names, colours, ignore = said.get("names"), said.get("colours"), said.get("ignore", _IGNORE)
+    if run is None:
+        classes = _own(folder, path, said, values)
+        return replace(classes, info=replace(classes.info, values=tuple(sorted(classes.table.items()))))
+    if said.keys() <= {"ignore"}:
+        return _as_trained(folder, path, said, values, run)
+    own = _own(folder, path, said, values, least=1)
+    labels = {label: name for label, name in enumerate(own.info.class_names)}
+    strange = [name for name in labels.values() if name not in run.class_names]
+    if strange:
+        raise UserError(
+            f"{path} names {strange[0]}, which is no class of the run: those are {', '.join(run.class_names)}"
+        )
+    to_run = {label: run.class_names.index(name) for label, name in labels.items()} | {_IGNORE: _IGNORE}
+    return replace(own, info=run, table={value: to_run[label] for value, label in own.table.items()})
+
+
+def _own(folder: Path, path: Path, said: Mapping[str, Any], values: set[int], least: int = 2) -> Classes:
+    names, colours, ignored = said.get("names"), said.get("colours"), said.get("ignore", frozenset())
     labels = {value for value in values if value >= 0}
     if names is None and colours is not None:
         names = dict(enumerate(colours))
-        if ignore in names and labels:
+        clash = sorted(ignored & names.keys())
+        if clash and labels:
             raise UserError(
-                f"{path}: ignore is {ignore}, which is the label of {names[ignore]}, as colours are numbered from 0: "
-                "say the label of each by names."
+                f"{shown(path)}: ignore is {clash[0]}, which is the label of {names[clash[0]]}, as colours are numbered "
+                "from 0: say the label of each by names"
             )
-    binary = labels == values and 255 in labels and labels <= {0, 255} and "ignore" not in said
-    if binary and (names is None or names.keys() == {0, 1}):
-        names = names or {0: "class_0", 1: "class_1"}
-        table, kind = {0: 0, 255: 1}, "0 and 255 alone, which is taken for class 1"
-    else:
-        if names is None:
-            most = max(labels - {ignore, 255}, default=0)
-            # Class indices lie close together from 0 on; greys of smoothed outlines do not, or reach up to 254.
-            if {0, 255} <= labels and "ignore" not in said and most >= 64 and (len(labels) < most / 2 or most > 250):
-                greys = sorted(labels)
-                shown = ", ".join(map(str, greys if len(greys) <= 6 else [*greys[:4], "...", greys[-1]]))
-                raise UserError(
-                    f"the masks of {folder} hold {len(greys)} values, {shown}, which look like greys, not classes: "
-                    f"save them anew with 0 and 255 alone, or say in {path} which of them are classes."
-                )
-            names = {label: f"class_{label}" for label in range(most + 1) if label != ignore}
-        table = {label: index for index, label in enumerate(sorted(names))}
-        table |= {_value(colours[names[label]]): index for label, index in table.items()} if colours else {}
-        # 255 is ignored unless it is a class.
-        table = {255: _IGNORE, _value(ignore) if isinstance(ignore, tuple) else ignore: _IGNORE} | table
-        kinds = ["class indices"] if labels else []
-        kinds += ["RGB colours"] if labels != values else []
-        kind = " and ".join(kinds)
-    if (said.keys() - {"ignore"}) and len(names) < 2:
+    if labels == values and 255 in labels and labels <= {0, 255} and not ignored:
+        if names is None or names.keys() == {0, 1}:
+            names = names or {0: "class_0", 1: "class_1"}
+            return Classes(_info(names, colours), {0: 0, 255: 1}, "0 and 255 alone, which is taken for class 1", path)
+        if 255 not in names:
+            raise _two_readings(folder, path, len(names))
+    if names is None:
+        names = _guess(folder, path, labels, ignored)
+    if len(names) < least and (labels == values or said.keys() - {"ignore"}):
         raise UserError(
-            f"{folder} has one class, {', '.join(map(str, names.values()))}: two or more are due; name the others, "
-            f"background too, in {path}."
+            f"{shown(folder)} has one class, {', '.join(map(str, names.values()))}: two or more are needed; name the "
+            f"others, background too, in {shown(path)}"
         )
-    names = tuple(names[label] for label in sorted(names))
-    palette = np.array([colours[name] for name in names], np.uint8) if colours else voc_palette(len(names))
-    return Classes(DataInfo("folder", names, palette), table, kind, path)
+    table = {label: index for index, label in enumerate(sorted(names))}
+    table |= {_value(colours[names[label]]): index for label, index in table.items()} if colours else {}
+    return Classes(_info(names, colours), _ignoring(ignored) | table, _kind(labels, values), path)
+
+
+def _as_trained(folder: Path, path: Path, said: Mapping[str, Any], values: set[int], run: DataInfo) -> Classes:
+    """The classes of a run, whose masks had `run.values`; where a run does not know them, labels in its order."""
+    ignored = said.get("ignore", frozenset())
+    labels = {value for value in values if value >= 0}
+    table = dict(run.values) or {label: label for label in range(run.num_classes)}
+    if table == {0: 0, 255: 1} and labels <= {0, 1}:
+        table = {0: 0, 1: 1}  # the same two classes, written as indices
+    if labels == {0, 255} and not ignored and table.get(255, _IGNORE) == _IGNORE:
+        raise _two_readings(folder, path, run.num_classes)
+    return Classes(run, {_IGNORE: _IGNORE} | table | _ignoring(ignored), _kind(labels, values), path)
+
+
+def _ignoring(ignored: Iterable[int | tuple[int, ...]]) -> dict[int, int]:
+    # 255 is ignored unless it is a class.
+    return {255: _IGNORE, **{_value(v) if isinstance(v, tuple) else v: _IGNORE for v in ignored}}
+
+
+def _two_readings(folder: Path, path: Path, count: int) -> UserError:
+    return UserError(
+        f"the masks of {shown(folder)} hold 0 and 255 alone, and there are {count} classes: say in {shown(path)} what "
+        "255 is, ignore: 255 or names: {0: ..., 255: ...}"
+    )
+
+
+def _kind(labels: set[int], values: set[int]) -> str:
+    kinds = ["class indices"] if labels else []
+    return " and ".join(kinds + (["RGB colours"] if labels != values else []))
+
+
+def _info(names: Mapping[int, str], colours: Mapping[str, tuple[int, ...]] | None) -> DataInfo:
+    in_order = tuple(names[label] for label in sorted(names))
+    palette = np.array([colours[name] for name in in_order], np.uint8) if colours else voc_palette(len(in_order))
+    return DataInfo("folder", in_order, palette)
+
+
+def _guess(folder: Path, path: Path, labels: set[int], ignored: Iterable[int | tuple[int, ...]]) -> dict[int, str]:
+    """Names of the labels that masks hold, which lie close together from 0 on; greys do not, or reach up to 254."""
+    own = sorted(labels - {*ignored, 255})
+    count = max(own, default=0) + 1 - sum(isinstance(v, int) and v <= max(own, default=0) for v in ignored)
+    if not own or (count - len(own) < len(own) and count < 250):
+        return {label: f"class_{label}" for label in range(max(own, default=0) + 1) if label not in ignored}
+    greys = sorted(labels - {*ignored})
+    if len(greys) > _LISTED:
+        listed = ", ".join(map(str, [*greys[:4], "...", greys[-1]]))
+        raise UserError(
+            f"the masks of {shown(folder)} hold {len(greys)} values, {listed}, which look like greys, not classes: save "
+            f"them again with 0 and 255 alone, or say in {shown(path)} which of them are classes, names: {{{greys[0]}: "
+            "..., }"
+        )
+    names = ", ".join(f"{label}: class_{index}" for index, label in enumerate(greys))
+    raise UserError(
+        f"the masks of {shown(folder)} hold {', '.join(map(str, greys))}, which can't be the labels of {count} classes: "
+        f"say which they are in {shown(path)}, for example names: {{{names}}}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """`names` {label: name}, `colours` {name: (red, green, blue)} and `ignore`, a label or a colour; what is there."""
-
-    def bad(what: str) -> UserError:
-        return UserError(f"{path}: {what}.")
-
+    """`names` {label: name}, `colours` {name: (red, green, blue)} and `ignore`, a set of labels and colours; what is
+    there.
+    """
+    form = FORMS[CLASSES]
+    if not os.path.lexists(path):
+        return {}
     try:
-        said = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}.") from error
-    if said is None:
-        return {}
-    if not isinstance(said, dict):
-        raise bad("names, colours or ignore are due, each followed by a colon and what it is")
-    for key in said:
-        lookup(dict.fromkeys(("names", "colours", "ignore")), str(key), f"entry of {path}")
-    if "names" in said:
-        names = said["names"]
-        names = dict(enumerate(names)) if isinstance(names, list) else names
-        if not isinstance(names, dict) or not names or not all(_is_byte(label) for label in names):
-            raise bad("names must be a list, [background, cat], or say the label of each, {1: cat, 2: dog}; 0 to 255")
-        _check_names(names.values(), bad)
-        said["names"] = names
-    if "colours" in said:
-        colours = said["colours"]
-        if not isinstance(colours, dict) or not colours or not all(_is_rgb(rgb) for rgb in colours.values()):
-            raise bad("colours must say the colour of each name, {cat: [255, 0, 0]}; three numbers from 0 to 255")
-        _check_names(colours, bad)
-        said["colours"] = colours = {name: tuple(rgb) for name, rgb in colours.items()}
-        if len(set(colours.values())) < len(colours):
-            raise bad("two names have the same colour")
-        if "names" in said and set(colours) != set(said["names"].values()):
-            odd = sorted(set(colours) ^ set(said["names"].values()))[0]
-            raise bad(f"names and colours must have the same classes, {odd} is in one of them alone")
-    if "ignore" in said:
-        ignore = said["ignore"]
-        if _is_rgb(ignore):
-            said["ignore"] = tuple(ignore)
-        elif not _is_byte(ignore):
-            raise bad(f"ignore is {ignore}: a label from 0 to 255 or a colour, [224, 224, 192], is due")
-        if said["ignore"] in (*said.get("names", ()), *said.get("colours", {}).values()):
-            raise bad(f"ignore is {ignore}, which is a class as well")
-    return said
+        content = plain_yaml.parse(files.read_bytes(path, most=form.most).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{shown(path)} can't be read: its bytes are no UTF-8; save it as UTF-8") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{shown(path)} can't be read: {shown(error)}") from error
+    content = dict(checked(content, form, path))
+
+    def bad(entry: str, value: Any, due: str) -> UserError:
+        return broken(path, entry, value, due, form.remedy)
+
+    if "names" in content:
+        names = content["names"]
+        names = {str(label): name for label, name in enumerate(names)} if isinstance(names, list) else names
+        for label in names:
+            if not re.fullmatch(r"0|[1-9][0-9]{0,9}", label, re.ASCII) or int(label) > _MOST_LABEL:
+                raise bad("names", label, f"a label from 0 to {_MOST_LABEL:,}, and after it the class's name")
+        content["names"] = dict(zip(map(int, names), _names(names.values(), "names", bad), strict=True))
+    if "colours" in content:
+        colours = [tuple(rgb) for rgb in content["colours"].values()]
+        for index, rgb in enumerate(colours):
+            if rgb in colours[:index]:
+                raise bad("colours", list(rgb), "a colour of one class; it comes twice")
+        content["colours"] = dict(zip(_names(content["colours"], "colours", bad), colours, strict=True))
+        named = content.get("names")
+        odd = sorted(set(content["colours"]) ^ set(named.values())) if named else []
+        if odd:
+            raise bad("colours", odd[0], "in names and in colours, it is in one of them alone")
+    if "ignore" in content:
+        content["ignore"] = _ignored(content, bad)
+    return content
 
 
-def _check_names(names: Iterable[Any], bad) -> None:
-    names = list(names)
+def _ignored(content: Mapping[str, Any], bad) -> frozenset[int | tuple[int, ...]]:
+    ignore = content["ignore"]
+    if isinstance(ignore, int):
+        ignore = [ignore]
+    elif len(ignore) == 3 and "colours" in content and all(isinstance(part, int) for part in ignore):
+        ignore = [ignore]
+    items = [tuple(item) if isinstance(item, list) else item for item in ignore]
+    classes = {*content.get("names", ()), *content.get("colours", {}).values()}
+    for index, item in enumerate(items):
+        if item in classes:
+            raise bad("ignore", item, "what is no class, but it is a class as well")
+        if item in items[:index]:
+            raise bad("ignore", item, "there once; three numbers are a colour only beside colours, or as [[1, 2, 3]]")
+        if isinstance(item, tuple) and max(item) > 255:
+            raise bad("ignore", list(item), "a colour, three numbers from 0 to 255; four or more numbers are labels")
+    return frozenset(items)
+
+
+def _names(names: Iterable[str], entry: str, bad) -> list[str]:
+    """The names in Unicode's composed form, in which two that look alike are alike."""
+    found: list[str] = []
     for name in names:
-        if not isinstance(name, str) or not name:
-            raise bad(f"the name {name!r} is no word: put it in quotes")
-        if names.count(name) > 1:
-            raise bad(f"the name {name} comes twice")
-    if len(names) > 255:
-        raise bad(f"{len(names)} classes: at most 255 can be told apart from 255, which counts nowhere")
-
-
-def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def _is_rgb(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_byte(part) for part in value)
+        name = unicodedata.normalize("NFC", name)
+        if shown(name) != name or name != name.strip():
+            raise bad(entry, name, "a name of printable characters, without blanks at its ends")
+        if name in found:
+            raise bad(entry, name, "a name that is there once")
+        found.append(name)
+    return found

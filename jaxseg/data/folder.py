@@ -19,8 +19,13 @@ classes.yaml; every line may be left out, and the file:
     names: [background, cat, dog]                    # in the order of the labels; or {1: cat, 2: dog}, by label
     colours: {background: [0, 0, 0], cat: [255, 0, 0], dog: [0, 0, 255]}   # RGB, of masks and of pictures
     ignore: 255                                      # the label, or the colour, of pixels that count nowhere
+    ignore: [0, 4, 5, 255]                           # or several: labels, and colours as [[224, 224, 192], [0, 0, 0]]
 
-Without names there are as many classes as the largest label says, class_0, class_1, ...
+Three numbers are one colour where `colours` stands beside them, else three labels. Names are printable, at most 100
+characters, and each there once. Aliases, tags and keys that come twice are refused.
+
+Without names there are as many classes as the largest label says, class_0, class_1, ...; labels that leave out more than
+they have, 0, 60, 120 and 180, are greys and are refused with the names to copy.
 """
 
 import argparse
@@ -76,7 +81,7 @@ class Folder(Recipe):
 
     def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
         """See `Recipe.read`."""
-        return item.id, read_image(item.image)[0], self._found.classes.labels_of(read_values(item.labels))
+        return item.id, read_image(item.image)[0], self._found.classes.labels_of(read_values(item.labels), item.labels)
 
 
 def report(directory: str) -> str:
@@ -91,7 +96,9 @@ def report(directory: str) -> str:
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
     parser = argparse.ArgumentParser(
-        "python -m jaxseg.data.folder", description="What is in a folder of images and masks."
+        "python -m jaxseg.data.folder",
+        description=f"What is in a folder of images and masks.\n\n{__doc__.partition(chr(10))[2]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory")
     try:

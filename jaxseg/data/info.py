@@ -20,6 +20,8 @@ class DataInfo:
       palette: uint8 [num_classes, 3], one RGB colour per class.
       class_weights: published weights of the loss, one per class; None where there are none.
       ignore_label: the label of pixels that count neither in the loss nor in the scores.
+      values: of a folder of masks, the label of every value that they may have, see `classes.Classes.table`; () where
+        the masks' form is the data set's own.
     """
 
     name: str
@@ -27,6 +29,7 @@ class DataInfo:
     palette: np.ndarray
     class_weights: tuple[float, ...] | None = None
     ignore_label: int = 255
+    values: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -50,6 +53,7 @@ class DataInfo:
             fields["palette"] = np.array(fields["palette"], np.uint8).reshape(len(fields["class_names"]), 3)
             if fields["class_weights"] is not None:
                 fields["class_weights"] = tuple(fields["class_weights"])
+            fields["values"] = tuple(map(tuple, fields.get("values", ())))
             return cls(**fields)
         except (TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"no classes of a data set: {error!r}") from error
