@@ -113,13 +113,12 @@ def read_classes(folder: Path, values: set[int], run: DataInfo | None = None) ->
     if said.keys() <= {"ignore"}:
         return _as_trained(folder, path, said, values, run)
     own = _own(folder, path, said, values, least=1)
-    labels = {label: name for label, name in enumerate(own.info.class_names)}
-    strange = [name for name in labels.values() if name not in run.class_names]
+    strange = [name for name in own.info.class_names if name not in run.class_names]
     if strange:
         raise UserError(
             f"{path} names {strange[0]}, which is no class of the run: those are {', '.join(run.class_names)}"
         )
-    to_run = {label: run.class_names.index(name) for label, name in labels.items()} | {_IGNORE: _IGNORE}
+    to_run = {_IGNORE: _IGNORE} | {i: run.class_names.index(name) for i, name in enumerate(own.info.class_names)}
     return replace(own, info=run, table={value: to_run[label] for value, label in own.table.items()})
 
 
@@ -131,8 +130,8 @@ def _own(folder: Path, path: Path, said: Mapping[str, Any], values: set[int], le
         clash = sorted(ignored & names.keys())
         if clash and labels:
             raise UserError(
-                f"{shown(path)}: ignore is {clash[0]}, which is the label of {names[clash[0]]}, as colours are numbered "
-                "from 0: say the label of each by names"
+                f"{shown(path)}: ignore is {clash[0]}, which is the label of {names[clash[0]]}, as colours are "
+                "numbered from 0: say the label of each by names"
             )
     if labels == values and 255 in labels and labels <= {0, 255} and not ignored:
         if names is None or names.keys() == {0, 1}:
@@ -197,14 +196,14 @@ def _guess(folder: Path, path: Path, labels: set[int], ignored: Iterable[int | t
     if len(greys) > _LISTED:
         listed = ", ".join(map(str, [*greys[:4], "...", greys[-1]]))
         raise UserError(
-            f"the masks of {shown(folder)} hold {len(greys)} values, {listed}, which look like greys, not classes: save "
-            f"them again with 0 and 255 alone, or say in {shown(path)} which of them are classes, names: {{{greys[0]}: "
-            "..., }"
+            f"the masks of {shown(folder)} hold {len(greys)} values, {listed}, which look like greys, not classes: "
+            f"save them again with 0 and 255 alone, or say in {shown(path)} which of them are classes, "
+            f"names: {{{greys[0]}: ..., {greys[-1]}: ...}}"
         )
     names = ", ".join(f"{label}: class_{index}" for index, label in enumerate(greys))
     raise UserError(
-        f"the masks of {shown(folder)} hold {', '.join(map(str, greys))}, which can't be the labels of {count} classes: "
-        f"say which they are in {shown(path)}, for example names: {{{names}}}"
+        f"the masks of {shown(folder)} hold {', '.join(map(str, greys))}, which can't be the labels of {count} "
+        f"classes: say which they are in {shown(path)}, for example names: {{{names}}}"
     )
 
 
@@ -252,9 +251,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _ignored(content: Mapping[str, Any], bad) -> frozenset[int | tuple[int, ...]]:
     ignore = content["ignore"]
-    if isinstance(ignore, int):
-        ignore = [ignore]
-    elif len(ignore) == 3 and "colours" in content and all(isinstance(part, int) for part in ignore):
+    colour = "colours" in content and isinstance(ignore, list) and len(ignore) == 3
+    if isinstance(ignore, int) or (colour and all(isinstance(part, int) for part in ignore)):
         ignore = [ignore]
     items = [tuple(item) if isinstance(item, list) else item for item in ignore]
     classes = {*content.get("names", ()), *content.get("colours", {}).values()}

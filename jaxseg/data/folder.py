@@ -24,8 +24,8 @@ classes.yaml; every line may be left out, and the file:
 Three numbers are one colour where `colours` stands beside them, else three labels. Names are printable, at most 100
 characters, and each there once. Aliases, tags and keys that come twice are refused.
 
-Without names there are as many classes as the largest label says, class_0, class_1, ...; labels that leave out more than
-they have, 0, 60, 120 and 180, are greys and are refused with the names to copy.
+Without names there are as many classes as the largest label says, class_0, class_1, ...; labels that leave out more
+than they have, 0, 60, 120 and 180, are greys and are refused with the names to copy.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """YAML for settings: mappings, lists, words and whole numbers, and nothing that another reading would change.
 
-PyYAML's own loader builds what aliases multiply ("billion laughs"), recurses into what is nested, reads 1:30 as ninety and
-010 as eight, and lets the last of two equal keys win. Here a text is read event by event, and these are errors.
+PyYAML's own loader builds what aliases multiply ("billion laughs"), recurses into what is nested, reads 1:30 as ninety
+and 010 as eight, and lets the last of two equal keys win. Here a text is read event by event, and these are errors.
 """
 
 import re

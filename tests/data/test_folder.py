@@ -446,15 +446,15 @@ def test_three_numbers_beside_colours_are_a_colour_and_a_fourth_makes_them_label
     with pytest.raises(UserError, match=r"ignore: \[.*10, 20, 30.*\]") as caught:
         opened(tmp_path)
     ignore = re.search(r"ignore: \[.*\]", str(caught.value))[0]
-    for ignore in (ignore, "ignore: [10, 20, 30, 255]"):
-        (tmp_path / "classes.yaml").write_text(CATS.replace("ignore: [224, 224, 192]", ignore))
+    for line in (ignore, "ignore: [10, 20, 30, 255]"):
+        (tmp_path / "classes.yaml").write_text(CATS.replace("ignore: [224, 224, 192]", line))
         np.testing.assert_array_equal(labels_of(tmp_path), np.where(mask > 2, 255, mask))
 
 
 def test_0_and_255_beside_names_of_three_are_asked_for(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES % 2 * np.uint8(255))
     (tmp_path / "classes.yaml").write_text("names: [a, b, c]")
-    with pytest.raises(UserError, match="say in .* what 255 is"):
+    with pytest.raises(UserError, match=r"say in .*classes\.yaml what 255 is"):
         opened(tmp_path)
     (tmp_path / "classes.yaml").write_text("names: [a, b, c]\nignore: 255")
     np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2 * 255)
@@ -464,7 +464,7 @@ def test_a_value_that_came_into_a_mask_after_the_look_is_refused(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", "ab", STRIPES)
     classes = look(str(tmp_path)).classes
     for value in (4, 200, 254, -5):
-        with pytest.raises(UserError, match="b.png"):
+        with pytest.raises(UserError, match=r"b\.png"):
             classes.labels_of(np.where(STRIPES == 3, value, STRIPES), "b.png")
 
 
