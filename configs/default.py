@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     data.version = ""  # of the data set, where it has several, see README; '' for its default
     data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
     data.batch_size = 16  # images a step, over all devices and processes
-    data.eval_batch_size = 16  # images a step of evaluation; no score depends on it
+    data.eval_batch_size = 16  # images of up to 512x512 a step of evaluation, fewer larger ones; no score depends on it
     data.resize = ()  # (height, width) that training images are brought to before all else; (): their own
     data.variants = ()  # of jaxseg.data.transforms.VARIANTS: an epoch has every image once in each; (): once
     # Pixels, or (height, width), after scaling; what is missing is padded with label 255. An object, to take either.

@@ -11,6 +11,7 @@ A protocol changes what is scored, so its words stand beside every score. `whole
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.step import fill_colour, normalise, put_batch, scored
-from jaxseg.windows import stitched
+from jaxseg.windows import places, stitched
 
 WORDS = {
     "whole": "whole image",
@@ -60,6 +61,11 @@ class Protocol:
     def once(self) -> bool:
         """Whether the network sees each image, or window, once."""
         return self.scales == (1.0,) and not self.flip
+
+    def pixels(self, canvas: tuple[int, int]) -> int:
+        """Of the largest thing that is computed of an image padded to `canvas`, (height, width), but for windows."""
+        seen = max(math.prod(canvas), math.prod(self.size))
+        return math.prod(canvas) if self.name == "slide" else int(seen * max(1.0, *self.scales) ** 2)
 
     @property
     def words(self) -> str:
@@ -199,10 +205,11 @@ def create_window_step(
     ignore_label: int = 255,
     per_image: PerImage | None = None,
 ) -> Step:
-    """`step.create_eval_step` for `slide`: windows on the devices, `batch_size` at a time, put together on the host.
+    """`step.create_eval_step` for `slide`: windows on the devices, put together on the host.
 
-    Windows lie on the image as each scale has it, and on its mirror image; the probabilities of these are brought back
-    to the image's size and averaged.
+    At most `batch_size` of them go through the network at a time, a multiple of the devices; where there are fewer, the
+    next power of two for each device. Windows lie on the image as each scale has it, and on its mirror image; the
+    probabilities of these are brought back to the image's size and averaged.
     """
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     probabilities = jax.jit(
@@ -215,12 +222,13 @@ def create_window_step(
     def eval_step(variables, batch):
         images, labels = np.asarray(batch["images"]), np.asarray(batch["labels"])
         rows = [(row, high, wide) for row, (high, wide) in enumerate(np.asarray(batch["sizes"])) if high]
+        count = sum(_count((high, wide), protocol) for _, high, wide in rows)
         views = stitched(
             lambda windows: np.asarray(probabilities(variables, put_batch({"images": windows}, mesh)["images"])),
             (view for row, high, wide in rows for view in _views(images[row, :high, :wide], protocol)),
             size=protocol.size,
             stride=protocol.stride,
-            batch_size=batch_size,
+            batch_size=min(batch_size, mesh.size * 2 ** math.ceil(math.log2(max(1, count / mesh.size)))),
             fill=fill_colour(mean),
         )
         result = {"counts": np.int64(0), "loss_sum": 0.0, "preds": np.zeros(labels.shape, np.uint8), "per_image": {}}
@@ -297,11 +305,20 @@ def _interpolation(size: jax.Array, to_size: jax.Array, length: int, to_length: 
     return jnp.where((out < to_size)[..., None], weights, 0)
 
 
+def _view_sizes(size: Sequence[int], protocol: Protocol) -> list[tuple[int, ...]]:
+    return [tuple(max(1, int(scale * side + 0.5)) for side in size) for scale in protocol.scales]
+
+
+def _count(size: Sequence[int], protocol: Protocol) -> int:
+    """Windows of an image of `size`, on all its views."""
+    sides = [zip(view, protocol.size, protocol.stride, strict=True) for view in _view_sizes(size, protocol)]
+    return (1 + protocol.flip) * sum(math.prod(len(places(*side)) for side in view) for view in sides)
+
+
 def _views(image: np.ndarray, protocol: Protocol):
     from jaxseg.data import transforms
 
-    for scale in protocol.scales:
-        size = tuple(max(1, int(scale * side + 0.5)) for side in image.shape[:2])
+    for size in _view_sizes(image.shape[:2], protocol):
         view, _ = transforms.resize(image, image[..., 0], size)
         yield view
         if protocol.flip:

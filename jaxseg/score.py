@@ -71,7 +71,7 @@ def build_eval_step(config: ConfigDict, model: nn.Module, mesh: Mesh, info: Data
             raise UserError(f"eval.published c scores two classes, and {info.name} has {info.num_classes}")
         per_image = functools.partial(published.sums_of_c, ignore_label=info.ignore_label)
     if protocol.name == "slide":
-        batch_size = config.data.eval_batch_size
+        batch_size = pipeline.most_rows(config.data.eval_batch_size, math.prod(protocol.size), mesh.size)
         return protocols.create_window_step(model, mesh, protocol, batch_size=batch_size, per_image=per_image, **data)
     if protocol.once and protocol.name != "resize" and per_image is None:
         return create_eval_step(model, mesh, **data)
@@ -101,6 +101,8 @@ def score_split(
         batch_size=config.data.eval_batch_size // jax.process_count(),
         multiple=multiple,
         fill=fill_colour(config.data.mean),
+        pixels=protocol.pixels,
+        devices=mesh.size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -272,7 +272,7 @@ def test_a_centre_crop_of_513_is_not_padded():
             return images
 
     score(Seen(), Protocol("center_crop", (33, 33)), source=Records([(40, 50)]))
-    assert shapes == [(2, 33, 33, 3)]
+    assert shapes == [(1, 33, 33, 3)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -287,6 +287,28 @@ def test_each_image_of_a_batch_is_resized_by_its_own_factor(height, width, to_he
     np.testing.assert_allclose(found[0, :to_height, :to_width], due, atol=1e-5)
     assert not found[0, to_height:].any() and not found[0, :, to_width:].any()
     np.testing.assert_array_equal(found[1], x[1, :, :: -1 if mirror else 1])
+
+
+@pytest.mark.parametrize(("batch_size", "due"), [(1, 1), (2, 2), (5, 4), (16, 4)])
+def test_no_more_windows_are_computed_than_the_next_power_of_two(batch_size, due):
+    rows = []
+
+    class Seen(Colours):
+        @nn.compact
+        def __call__(self, images, *, train):
+            rows.append(len(images))
+            return images
+
+    score(Seen(), Protocol("slide", (32, 32), (32, 32)), source=Records([(32, 90)]), batch_size=batch_size)
+    assert rows == [due], "three windows"
+
+
+def test_the_pixels_that_are_seen_are_those_of_the_largest_view():
+    assert Protocol().pixels((64, 96)) == 64 * 96
+    assert Protocol(scales=(0.5,)).pixels((64, 96)) == 64 * 96
+    assert Protocol(scales=(0.5, 2.0)).pixels((64, 96)) == 4 * 64 * 96
+    assert Protocol("resize", (128, 128)).pixels((64, 96)) == 128 * 128
+    assert Protocol("slide", (512, 512), (256, 256), scales=(2.0,)).pixels((64, 96)) == 64 * 96
 
 
 # ------------------------------------------------------------------------------------------------------ sums of images

@@ -1,5 +1,6 @@
 """Batches: the endless stream that is trained on and the finite one that is scored on, both read ahead by Grain."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ Augment = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 # A compiled program is needed for every size: more than these are gathered into fewer.
 _MOST_SIZES = 8
+_PIXELS = 512 * 512  # of an image; of larger ones fewer are scored at a time
 
 
 def train_batches(
@@ -132,51 +134,70 @@ def padded_sizes(sizes: np.ndarray, multiple: int = 32) -> np.ndarray:
         multiple *= 2
 
 
-def eval_batches(
-    source,
+def most_rows(batch_size: int, pixels: int, devices: int = 1) -> int:
+    """How many images of so many pixels go through a network at a time: `batch_size` of them up to 512x512, and of
+    larger ones as many as have no more pixels, but at least one; a multiple of `devices`."""
+    rows = min(batch_size, batch_size * _PIXELS // max(1, pixels))
+    return max(1, rows // devices) * devices
+
+
+def eval_plan(
     sizes: np.ndarray,
     *,
     batch_size: int,
     multiple: int = 32,
-    fill: Sequence[int] = (124, 116, 104),
+    pixels: Callable[[tuple[int, int]], int] = math.prod,
+    devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, Any]]:
-    """Every image of `source` once, in batches of one padded size, always in the same order.
-
-    The last batch of a size is filled up with empty rows. Over several processes every image comes once, and all of
-    them yield equally many batches, of the same sizes in the same order.
-
-    Args:
-      source: what `Dataset.source` returns, or anything with `len()` and such records.
-      sizes: integers [len(source), 2], what `Dataset.sizes` returns.
-      batch_size: rows of a batch of one process.
-      multiple: see `padded_sizes`.
-      fill: RGB colour beyond an image.
-      process_index, process_count: which of how many processes this is.
-
-    Yields:
-      `images` uint8 [batch_size, H, W, 3], padded at the bottom and right with `fill`; `labels` uint8
-      [batch_size, H, W], 255 in the padding; `valid` bool [batch_size], False in empty rows; `ids`, a list of
-      batch_size str, '' in empty rows; `sizes` int32 [batch_size, 2], height and width within the padding, 0 in empty
-      rows.
-    """
+) -> list[tuple[tuple[int, int], int, np.ndarray]]:
+    """(height, width), number of rows and indices of the images of each of `eval_batches`, which says the rest."""
     padded = padded_sizes(sizes, multiple)
     plan = []
     for size in np.unique(padded, axis=0):
         indices = np.flatnonzero((padded == size).all(axis=1))
-        step = batch_size * process_count
+        there_are = -(-len(indices) // (process_count * devices)) * devices
+        rows = min(there_are, most_rows(batch_size, pixels(tuple(size.tolist())), devices))
+        step = rows * process_count
         for start in range(0, len(indices), step):
-            plan.append((tuple(size), indices[start : start + step][process_index::process_count]))
+            plan.append((tuple(size.tolist()), rows, indices[start : start + step][process_index::process_count]))
+    return plan
 
-    def load(entry: tuple[tuple[int, int], np.ndarray]) -> dict[str, Any]:
-        (height, width), indices = entry
+
+def eval_batches(
+    source, sizes: np.ndarray, *, fill: Sequence[int] = (124, 116, 104), **how: Any
+) -> Iterator[dict[str, Any]]:
+    """Every image of `source` once, in batches of one padded size, always in the same order.
+
+    All batches of a padded size have equally many rows, for one program: `most_rows`, and no more than there are images
+    of that size. The last one is filled up with empty rows. Over several processes every image comes once, and all of
+    them yield equally many batches, of the same sizes and rows in the same order.
+
+    Args:
+      source: what `Dataset.source` returns, or anything with `len()` and such records.
+      sizes: integers [len(source), 2], what `Dataset.sizes` returns.
+      fill: RGB colour beyond an image.
+      **how: of `eval_plan`:
+      batch_size: rows of a batch of one process, of images up to 512x512.
+      multiple: see `padded_sizes`.
+      pixels: that the network sees of an image of a padded size, (height, width).
+      devices: of one process; rows are a multiple of it.
+      process_index, process_count: which of how many processes this is.
+
+    Yields:
+      `images` uint8 [rows, H, W, 3], padded at the bottom and right with `fill`; `labels` uint8 [rows, H, W], 255 in
+      the padding; `valid` bool [rows], False in empty rows; `ids`, a list of str, '' in empty rows; `sizes` int32
+      [rows, 2], height and width within the padding, 0 in empty rows.
+    """
+
+    def load(entry: tuple[tuple[int, int], int, np.ndarray]) -> dict[str, Any]:
+        (height, width), rows, indices = entry
         batch = {
-            "images": np.empty((batch_size, height, width, 3), np.uint8),
-            "labels": np.full((batch_size, height, width), IGNORE_LABEL, np.uint8),
-            "valid": np.arange(batch_size) < len(indices),
-            "ids": [""] * batch_size,
-            "sizes": np.zeros((batch_size, 2), np.int32),
+            "images": np.empty((rows, height, width, 3), np.uint8),
+            "labels": np.full((rows, height, width), IGNORE_LABEL, np.uint8),
+            "valid": np.arange(rows) < len(indices),
+            "ids": [""] * rows,
+            "sizes": np.zeros((rows, 2), np.int32),
         }
         batch["images"][:] = np.asarray(fill, np.uint8)
         for row, index in enumerate(indices):
@@ -187,7 +208,7 @@ def eval_batches(
             batch["ids"][row] = record["id"]
         return batch
 
-    return iter(grain.MapDataset.source(plan).map(load).to_iter_dataset(_read_ahead()))
+    return iter(grain.MapDataset.source(eval_plan(sizes, **how)).map(load).to_iter_dataset(_read_ahead()))
 
 
 def _read_ahead() -> grain.ReadOptions:

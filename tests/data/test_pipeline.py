@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxseg.data.pipeline import eval_batches, padded_sizes, train_batches
+from jaxseg.data.pipeline import eval_batches, eval_plan, most_rows, padded_sizes, train_batches
 from jaxseg.data.transforms import augment
 from jaxseg.errors import UserError
 
@@ -146,9 +146,10 @@ def test_what_cannot_be_is_said():
 SIZES = [(20, 24), (33, 10), (20, 30), (64, 64), (31, 32), (33, 33), (1, 1), (20, 24), (50, 64), (64, 60), (30, 30)]
 
 
+@pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_every_image_is_scored_once(batch_size, processes):
+def test_every_image_is_scored_once(batch_size, processes, devices):
     source = Numbered(SIZES)
     runs = [
         list(
@@ -157,6 +158,7 @@ def test_every_image_is_scored_once(batch_size, processes):
                 np.array(SIZES),
                 batch_size=batch_size,
                 fill=(1, 2, 3),
+                devices=devices,
                 process_index=index,
                 process_count=processes,
             )
@@ -167,7 +169,9 @@ def test_every_image_is_scored_once(batch_size, processes):
     seen = []
     for batch in (batch for run in runs for batch in run):
         rows, height, width, _ = batch["images"].shape
-        assert rows == batch_size == len(batch["ids"]) and height % 32 == 0 and width % 32 == 0
+        of_size = sum(tuple(size) == (height, width) for size in padded_sizes(np.array(SIZES)))
+        assert rows == len(batch["ids"]) and rows % devices == 0 and height % 32 == 0 and width % 32 == 0
+        assert rows <= max(devices, batch_size) and rows < -(-of_size // processes) + devices
         assert batch["images"].dtype == batch["labels"].dtype == np.uint8
         assert batch["valid"].dtype == bool and batch["sizes"].dtype == np.int32
         for row in range(rows):
@@ -183,6 +187,44 @@ def test_every_image_is_scored_once(batch_size, processes):
             assert (labels[high:] == 255).all() and (labels[:, wide:] == 255).all()
             assert (image[high:] == (1, 2, 3)).all() and (image[:, wide:] == (1, 2, 3)).all()
     assert sorted(seen) == sorted(f"r{i}" for i in range(len(SIZES)))
+
+
+@given(
+    st.lists(st.sampled_from([(40, 40), (400, 500), (700, 600), (1500, 2000)]), min_size=1, max_size=40),
+    st.integers(1, 20),
+    st.integers(1, 3),
+    st.integers(1, 4),
+)
+@settings(max_examples=100, deadline=None)
+def test_rows_are_bounded_by_images_and_by_pixels(sizes, batch_size, processes, devices):
+    keywords = {"batch_size": batch_size, "process_count": processes, "devices": devices}
+    plans = [eval_plan(np.array(sizes), process_index=index, **keywords) for index in range(processes)]
+    shapes = [[(size, rows) for size, rows, _ in plan] for plan in plans]
+    assert all(of_process == shapes[0] for of_process in shapes)
+    assert len(set(shapes[0])) == len({size for size, _ in shapes[0]}), "a program a size"
+    for (height, width), rows in shapes[0]:
+        of_size = sum((-(-h // 32) * 32, -(-w // 32) * 32) == (height, width) for h, w in sizes)
+        assert rows % devices == 0
+        assert rows < -(-of_size // processes) + devices
+        assert rows <= max(devices, min(batch_size, batch_size * 512 * 512 // (height * width)))
+    assert sorted(np.concatenate([i for plan in plans for *_, i in plan]).tolist()) == list(range(len(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "pixels", "devices", "due"),
+    [
+        (16, 128 * 128, 1, 16),
+        (16, 512 * 512, 1, 16),
+        (16, 1024 * 1024, 1, 4),
+        (16, 1536 * 2048, 1, 1),
+        (16, 1024 * 1024, 8, 8),
+        (1, 10**9, 1, 1),
+        (2, 10**9, 2, 2),
+        (12, 700 * 700, 4, 4),
+    ],
+)
+def test_larger_images_come_fewer_at_a_time(batch_size, pixels, devices, due):
+    assert most_rows(batch_size, pixels, devices) == due
 
 
 def test_the_order_of_scoring_is_fixed():
