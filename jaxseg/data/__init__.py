@@ -3,16 +3,18 @@
 Importing this package is light; a data set's module, TensorFlow Datasets and OpenCV are imported when it is used.
 """
 
+import contextlib
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxseg.data.info import VOID_COLOUR, DataInfo
+from jaxseg.data.layout import Scoring
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 
-__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "data_info", "open_dataset"]
+__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "Scoring", "data_info", "open_dataset"]
 
 DATASETS = {
     "shapes": "jaxseg.data.shapes:Shapes",
@@ -104,27 +106,44 @@ def data_info(name: str, version: str = "", directory: str = "") -> DataInfo:
     return _recipe(name).info_of(version, directory)
 
 
-def open_dataset(name: str, *, directory: str = "", version: str = "", progress: bool = True) -> Dataset:
-    """A data set, prepared on first use.
+def open_dataset(
+    name: str, *, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None
+) -> Dataset:
+    """A data set, prepared on first use. What holds images beside what is read is said, unless `progress` is False.
 
     Args:
       name: a key of `DATASETS`.
       directory: the folder with its files; '' where the data set fetches or makes them, or lies at its usual place.
       version: '' for the data set's default.
       progress: whether preparing shows on standard error how far it is.
+      scoring: of a finished run that is to be scored: only its split, '' for the data set's own, has to be there.
 
     Raises:
       UserError: an unknown name or version, files that are missing or not as they should be, no network where it is
         needed, or a folder that cannot be written.
     """
-    recipe = _recipe(name)(directory, version, progress)
-    from jaxseg.data.builder import prepare
+    kind = _recipe(name)
+    from jaxseg.data.builder import prepare, prepared_at
+    from jaxseg.data.progress import say
     from jaxseg.data.source import read_notes
 
+    recipe = None
+    if scoring:
+        scoring = replace(scoring, split=scoring.split or kind.eval_split)
+        if scoring.divided:
+            # What the run was trained on is prepared already, with all its splits.
+            with contextlib.suppress(UserError):
+                whole = kind(directory, version, False)
+                same = (whole.info.class_names, whole.info.values) == (scoring.info.class_names, scoring.info.values)
+                recipe = whole if same and prepared_at(whole).is_dir() else None
+    recipe = recipe or kind(directory, version, progress, scoring)
+    if recipe.left_out:
+        say(f"{name} at {recipe.origin}, not used: {recipe.left_out}", progress)
     path = str(prepare(recipe, progress))
     notes = read_notes(path)
     lengths = {split: len(rows) for split, rows in notes["sizes"].items()}
-    missing = [split for split in (recipe.train_split, recipe.eval_split) if split not in lengths]
+    needed = (scoring.split,) if scoring else (recipe.train_split, recipe.eval_split)
+    missing = [split for split in needed if split not in lengths]
     if missing:
-        raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}.")
-    return Dataset(recipe.info, path, notes["contents"], lengths, recipe.train_split, recipe.eval_split)
+        raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}")
+    return Dataset(recipe.info, path, notes["contents"], lengths, recipe.train_split, needed[-1])

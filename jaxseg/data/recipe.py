@@ -1,25 +1,19 @@
 """What a data set has to say of itself so that `jaxseg.data.open_dataset` can prepare it."""
 
-import hashlib
 import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from jaxseg.data.info import DataInfo
+from jaxseg.data.layout import Pair, Scoring
 from jaxseg.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-TIFF_SUFFIXES = (".tif", ".tiff")
 LABEL_MODES = ("P", "L", "1")  # Pillow's modes of images that hold a label per pixel
-
-T = TypeVar("T")
 
 
 class Recipe:
@@ -31,6 +25,7 @@ class Recipe:
       key: names the prepared folder: the data set and its version.
       origin: where the data comes from, for messages.
       fingerprint: changes when what is to be prepared changes.
+      left_out: what holds images and is not used, in words; '' where nothing is.
     """
 
     info: DataInfo
@@ -39,8 +34,9 @@ class Recipe:
     key: str
     origin: str
     fingerprint: str
+    left_out: str = ""
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         raise NotImplementedError
 
     @classmethod
@@ -62,15 +58,6 @@ class Recipe:
         It is called from several threads.
         """
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image file and the file with its labels."""
-
-    id: str
-    image: Path
-    labels: Path
 
 
 class FolderRecipe(Recipe):
@@ -195,100 +182,3 @@ def encode_labels(labels: np.ndarray) -> bytes:
     """
     flags = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, 0)
     return cv2.imencode(".png", labels, [*flags, cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
-
-
-def divide(items: Sequence[T], counts: Sequence[int], seed: int = 42) -> list[list[T]]:
-    """As many of `items` as `counts` say, drawn by chance, part after part; each part is in the order of `items`.
-
-    With counts of (test, train) these are the parts of scikit-learn's `train_test_split`. NumPy keeps this generator's
-    numbers for good, those of `default_rng` it may change.
-    """
-    order = np.random.RandomState(seed).permutation(len(items))
-    ends = np.cumsum(counts)
-    return [[items[i] for i in np.sort(order[end - count : end])] for end, count in zip(ends, counts, strict=True)]
-
-
-def read_list(path: Path) -> list[str]:
-    """The lines of a split's list, empty ones left out.
-
-    Raises:
-      UserError: it cannot be read or has no entry.
-    """
-    try:
-        lines = [line.strip() for line in _read_bytes(path).decode().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: {error}; a list has one image per line.") from error
-    lines = [line for line in lines if line]
-    if not lines:
-        raise UserError(f"{path} is empty: a split needs at least one image.")
-    return lines
-
-
-def by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """The files of `folder` with one of `suffixes` (any case), by name without suffix; {} where there is no folder."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}.") from error
-    found = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes and not name.startswith("."):
-            found.setdefault(stem, folder / name)
-    return found
-
-
-def pair_up(
-    ids: Sequence[str], images: Mapping[str, Path], labels: Mapping[str, Path], due: str, listed_in: Path
-) -> list[Pair]:
-    """The pairs of `ids`, in their order.
-
-    Raises:
-      UserError: an id comes twice, or has no image or no mask; `due` says where they were looked for.
-    """
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise UserError(f"{listed_in} has {name} twice: take one out.")
-        seen.add(name)
-    for kind, files in (("image", images), ("mask", labels)):
-        missing = [name for name in ids if name not in files]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(
-                f"{len(missing)} of the {len(ids)} entries of {listed_in} have no {kind}: {', '.join(missing[:3])}"
-                f"{more}. {due}"
-            )
-    return [Pair(name, images[name], labels[name]) for name in ids]
-
-
-def fingerprint_of(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the names, sizes and modification times of `files`, names taken relative to `root`."""
-    rows = []
-    for path in set(files):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-        rows.append(f"{os.path.relpath(path, root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()[:12]
-
-
-def folder_of(directory: str) -> Path:
-    """`directory` as an absolute path.
-
-    Raises:
-      UserError: there is no such folder.
-    """
-    path = Path(directory).expanduser().absolute()
-    if not path.is_dir():
-        what = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"the data folder {path} {what}: pass the right one with --config.data.dir=FOLDER.")
-    return path
-
-
-def data_root() -> Path:
-    """Where prepared data lives: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()

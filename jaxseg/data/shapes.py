@@ -7,6 +7,7 @@ import cv2
 
 from jaxseg.data import shapes_draw
 from jaxseg.data.info import DataInfo
+from jaxseg.data.layout import Scoring
 from jaxseg.data.recipe import Recipe
 from jaxseg.errors import UserError
 
@@ -22,7 +23,7 @@ class Shapes(Recipe):
 
     info = INFO
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         if directory:
             raise UserError(f"shapes is drawn, not read: leave config.data.dir empty instead of '{directory}'.")
         if version:

@@ -9,18 +9,21 @@ import numpy as np
 
 from jaxseg.data.fetch import Archive, unpacked
 from jaxseg.data.info import DataInfo
-from jaxseg.data.recipe import (
-    FolderRecipe,
+from jaxseg.data.layout import (
     Pair,
+    Scoring,
     by_stem,
     data_root,
     divide,
     fingerprint_of,
     folder_of,
+    name_of,
     pair_up,
     read_list,
+    unused,
 )
-from jaxseg.errors import UserError
+from jaxseg.data.recipe import FolderRecipe
+from jaxseg.errors import UserError, shown
 from jaxseg.lookup import lookup
 
 
@@ -127,15 +130,18 @@ class Voc(FolderRecipe):
 
     info = INFO
 
-    def __init__(self, directory: str = "", version: str = "", progress: bool = True):
+    def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         version = version or "2012"
         self._counts = lookup(SPLITS, version, "version of voc")
         self._version, self._progress = version, progress
         self.key = f"voc-{version}"
         self.train_split = "trainaug" if version == "2012_aug" else "train"
+        if scoring:
+            lookup(self._counts, scoring.split, f"split of voc {version}")
         if directory:
             folder = _find(directory, version)
-            self.origin = str(folder)
+            self.origin = shown(folder)
+            wanted = (scoring.split,) if scoring else tuple(self._counts)
             if version == "2012_resplit":
                 listed, lists = _listed(folder, version, ("trainval",))
                 self._splits = _resplit(listed["trainval"], lists[0])
@@ -144,12 +150,17 @@ class Voc(FolderRecipe):
                     self.origin += (
                         f" ({len(listed['trainval'])} images of trainval instead of 2913, in its proportions)"
                     )
+                self._splits = {split: self._splits[split] for split in wanted}
             else:
-                self._splits, lists = _listed(folder, version, tuple(self._counts))
+                self._splits, lists = _listed(folder, version, wanted)
                 if version == "2012_project_d":
                     self._splits = _firsts(self._splits)
             files = {path for pairs in self._splits.values() for pair in pairs for path in (pair.image, pair.labels)}
             self.fingerprint = fingerprint_of(folder, files | set(lists))
+            if not scoring:
+                unlabelled = [f"{split} of {folder.name} without masks" for split in self._counts if split == "test"]
+                unlabelled = unlabelled if "test" not in self._splits and _listing(folder, "test") else []
+                self.left_out = ", ".join(filter(None, [*unlabelled, unused(folder, files)]))
         else:
             self.origin = f"the official archives of VOC {version}"
             self._splits = None
@@ -172,7 +183,7 @@ _AS_GREYS = np.minimum(cv2.cvtColor(voc_palette(256)[None], cv2.COLOR_RGB2GRAY)[
 
 
 def _firsts(splits: Mapping[str, list[Pair]]) -> dict[str, list[Pair]]:
-    return {split: splits[split][:count] for split, count in SPLITS["2012_project_d"].items()}
+    return {split: pairs[: SPLITS["2012_project_d"][split]] for split, pairs in splits.items()}
 
 
 def _find(directory: str, version: str) -> Path:
@@ -181,26 +192,39 @@ def _find(directory: str, version: str) -> Path:
         if (place / "JPEGImages").is_dir() and (place / "ImageSets").is_dir():
             return place
     raise UserError(
-        f"{folder} neither is nor contains VOCdevkit/{year}, the folder with JPEGImages and ImageSets: pass the "
-        "VOCdevkit with --config.data.dir=FOLDER, or leave it empty to have the archives fetched."
+        f"{shown(folder)} neither is nor contains VOCdevkit/{year}, the folder with JPEGImages and ImageSets: pass the "
+        "VOCdevkit with --config.data.dir=FOLDER, or leave it empty to have the archives fetched"
     )
 
 
+def _listing(folder: Path, split: str) -> Path | None:
+    """The list of a split, where there is one."""
+    lists = folder / "ImageSets" / "Segmentation"
+    names = _LISTS.get(split, (f"{split}.txt",))
+    return next((lists / name for name in names if (lists / name).exists()), None)
+
+
 def _listed(folder: Path, version: str, wanted: Sequence[str]) -> tuple[dict[str, list[Pair]], list[Path]]:
+    """The pairs of the splits `wanted` that have a list, but for a test split without any mask; and these lists."""
     lists = folder / "ImageSets" / "Segmentation"
     masks_in = folder / ("SegmentationClassAug" if version == "2012_aug" else "SegmentationClass")
     images, masks = by_stem(folder / "JPEGImages", (".jpg", ".jpeg")), by_stem(masks_in, (".png",))
-    due = f"Images are due in {folder / 'JPEGImages'}, masks in {masks_in}."
+    due = f"Images are due in {shown(folder / 'JPEGImages')}, masks in {shown(masks_in)}"
     needed = (wanted[0], "val") if "val" in wanted else wanted
     splits, used = {}, []
     for split in wanted:
-        names = _LISTS.get(split, (f"{split}.txt",))
-        listing = next((lists / name for name in names if (lists / name).exists()), None)
+        listing = _listing(folder, split)
         if listing is not None:
-            splits[split] = pair_up(read_list(listing), images, masks, due, listing)
+            ids = read_list(listing)
+            if split == "test" and len(wanted) > 1 and not masks.keys() & set(map(name_of, ids)):
+                continue
+            splits[split] = pair_up(ids, images, masks, due, listing)
             used.append(listing)
         elif split in needed:
-            raise UserError(f"{lists} has no {' or '.join(names)}, the list of the split '{split}' of VOC {version}.")
+            names = _LISTS.get(split, (f"{split}.txt",))
+            raise UserError(
+                f"{shown(lists)} has no {' or '.join(names)}, the list of the split '{split}' of VOC {version}"
+            )
     return splits, used
 
 
@@ -210,7 +234,7 @@ def _resplit(pairs: Sequence[Pair], listing: Path) -> dict[str, list[Pair]]:
     parts = divide(pairs, (train, val, len(pairs) - train - val))
     splits = dict(zip(("train", "val", "test"), parts, strict=True))
     if not all(splits.values()):
-        raise UserError(f"{listing} has {len(pairs)} images: too few to divide into {', '.join(splits)}.")
+        raise UserError(f"{shown(listing)} has {len(pairs)} images: too few to divide into {', '.join(splits)}")
     return splits
 
 
@@ -234,7 +258,7 @@ def _official(version: str, progress: bool) -> dict[str, list[Pair]]:
         if len(splits[split]) != due:
             raise UserError(
                 f"the split '{split}' of the official VOC {version} has {due} images, the one unpacked in {folder} "
-                f"has {len(splits[split])}: remove the folder and start again."
+                f"has {len(splits[split])}: remove the folder and start again"
             )
     return splits
 

@@ -476,9 +476,10 @@ def test_folders_that_are_none(tmp_path):
     fails(r"folder has to be told which: pass --config\.data\.dir=FOLDER", "")
     with pytest.raises(UserError, match=r"--config\.data\.dir=FOLDER"):
         data_info("folder")
-    fails(r"has no images to train on: due are its folders images and masks, .*--config\.data\.dir=FOLDER")
+    fails(r"has no images to train on: .*images and masks, .*it has no folders.*--config\.data\.dir=FOLDER")
     (tmp_path / "images").mkdir()
-    fails(r"has no pair of image and mask for the split 'train': at least one for each split is due")
+    (tmp_path / "photos").mkdir()
+    fails(r"has no images to train on: .*it has images, photos\.")
     write_pairs(tmp_path / "images", tmp_path / "masks", "a")
     fails(r"has no pair of image and mask for the split 'train'")
     (tmp_path / "masks" / "a.png").unlink()

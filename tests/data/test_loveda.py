@@ -28,6 +28,12 @@ def folder(tmp_path):
     return home
 
 
+def test_what_is_not_used_is_said(folder, capfd):
+    open_dataset("loveda", directory=str(folder), version="urban")
+    told = capfd.readouterr().err
+    assert "Test/Urban/images_png (1 image)" in told and "Train/Rural/images_png (3 images)" in told
+
+
 def opened(folder, version=""):
     return open_dataset("loveda", directory=str(folder), version=version, progress=False)
 
@@ -70,9 +76,7 @@ def test_what_is_wrong_is_named(folder):
     write_mask(mask, RAW + 1)
     fails(r"Rural/masks_png/18\.png has label 8: LoveDA's masks have 1 to 7, and 0 for no data")
     mask.unlink()
-    fails(
-        r"1 of the 1 entries of .*Val/Rural have no mask: 18\. Images are due in .*images_png, masks in .*masks_png\."
-    )
+    fails(r"1 of the 1 entries of .*Val/Rural have no mask: 18\. Images are due in .*images_png, masks in .*masks_png")
     assert opened(folder, "urban").lengths["val"] == 2
     shutil.rmtree(folder / "Val")
     fails(r"Val/Urban has no images\. .*pass the folder above Val with --config\.data\.dir=FOLDER")

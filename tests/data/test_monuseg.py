@@ -1,12 +1,13 @@
 """MoNuSeg: layouts, divisions, patches, conventions of masks, and the real thing."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxseg.data import open_dataset
+from jaxseg.data import Scoring, data_info, open_dataset
 from jaxseg.errors import UserError
 
 from .conftest import picture, write_jpeg, write_mask
@@ -128,17 +129,39 @@ def test_what_is_wrong_is_named(folder):
     write_xml(folder / "test" / "annotations" / "x.xml")
     fails(r"test/annotations/x\.xml has no regions")
     (folder / "test" / "annotations" / "x.xml").unlink()
-    fails(
-        r"1 of 1 images of .*test have neither an annotation nor a mask, .*images/x\.jpg among them: x\.xml is due in"
-    )
+    (folder / "train" / "masks" / "t01.png").rename(folder / "t01.png")
+    fails(r"1 of 11 images of .*train have neither an annotation nor a mask, .*t01\.jpg among them: t01\.xml is due in")
+    (folder / "t01.png").rename(folder / "train" / "masks" / "t01.png")
     write_mask(folder / "test" / "masks" / "x.png", np.zeros((256, 383), bool))
     fails(r"x\.png is 256x383 \(height x width\) but its image .*x\.jpg is 256x384")
     write_jpeg(folder / "test" / "images" / "x.jpg", picture(0, 255, 384))
     fails(r"x\.jpg is 255x384: at least 256x256 are due, the size of a patch")
-    shutil.rmtree(folder / "test" / "images")
-    fails(r"no images of the split 'test': they are due in test or MoNuSegTestData, .*--config\.data\.dir=FOLDER")
+    shutil.rmtree(folder / "train" / "images")
+    fails(r"no images of the split 'train': they are due in train or MoNuSeg 2018 .*--config\.data\.dir=FOLDER")
     with pytest.raises(UserError, match=r"monuseg is not fetched by itself: .*--config\.data\.dir=FOLDER"):
         open_dataset("monuseg")
+
+
+def test_a_test_split_that_is_not_there_or_has_no_labels_is_left_out_and_said(folder, capfd):
+    (folder / "test" / "annotations" / "x.xml").unlink()
+    write_jpeg(folder / "validation" / "v.jpg", picture(0, 256, 384))
+    lengths = {"train": 18, "val": 4, "train_images": 9, "val_images": 2}
+    assert open_dataset("monuseg", directory=str(folder)).lengths == lengths
+    told = capfd.readouterr().err
+    assert "test (1 images without" in told and "validation (1 image)" in told
+    shutil.rmtree(folder / "test")
+    assert open_dataset("monuseg", directory=str(folder)).lengths == lengths
+    assert "test, of which there are no images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("split", "away", "length"), [("test_images", "train", 1), ("val", "test", 4)])
+def test_scoring_needs_its_split_only(folder, split, away, length):
+    shutil.rmtree(folder / away)
+    scoring = Scoring(split, data_info("monuseg"))
+    data = open_dataset("monuseg", directory=str(folder), progress=False, scoring=scoring)
+    assert data.lengths == {split: length} and data.eval_split == split
+    with pytest.raises(UserError, match=f"split '{away}'"):
+        open_dataset("monuseg", directory=str(folder), progress=False, scoring=dataclasses.replace(scoring, split=away))
 
 
 def test_the_real_one(real):
