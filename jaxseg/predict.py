@@ -13,8 +13,9 @@ import numpy as np
 from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo
-from jaxseg.errors import UserError
-from jaxseg.files import replacing
+from jaxseg.data.headers import kind_of
+from jaxseg.errors import UserError, shown
+from jaxseg.files import open_regular, replacing
 from jaxseg.process import one_line_errors, use_compile_cache
 from jaxseg.protocols import from_config
 from jaxseg.state import abstract_variables
@@ -136,16 +137,18 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predi
     return Predictor(model, variables, info, step, config.data.mean, config.data.std, size)
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray | None:
-    """An image file as uint8 `[H, W, 3]`, RGB, turned as its EXIF says; None where it is none that can be read."""
-    import cv2
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """An image file as uint8 `[H, W, 3]`, RGB, by the rules of `jaxseg.data.pictures`, turned as it is shown.
 
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
-        return None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    Raises:
+      UserError: it can't be read, is broken or cut short, is none of JPEG, PNG, TIFF, WebP and BMP, or has more pixels
+        than `JAXSEG_MAX_PIXELS` says.
+    """
+    from jaxseg.data import pictures
+
+    with pictures.named(path):
+        picture = pictures.decode(pictures.read_file(path))
+    return pictures.turned(picture.pixels, picture.header.orientation)
 
 
 def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray) -> None:
@@ -181,12 +184,12 @@ def predict_files(
         try:
             entries = sorted(source_path.iterdir())
         except OSError as error:
-            raise UserError(f"--input={source} can't be read ({error.strerror})") from error
-        files = [path for path in entries if path.is_file() and not path.name.startswith(".")]
-    elif source_path.is_file():
+            raise UserError(f"--input={shown(source)} can't be read ({error.strerror})") from error
+        files = [path for path in entries if not path.is_dir() and not path.name.startswith(".")]
+    elif source_path.exists():
         files = [source_path]
     else:
-        raise UserError(f"--input={source} is neither a file nor a folder")
+        raise UserError(f"--input={shown(source)} is neither a file nor a folder")
     names = _names([path for path in files if _seems_an_image(path)])
     _check_outputs(names, output_path)
     predictor = load(workdir, checkpoint=checkpoint)
@@ -194,15 +197,19 @@ def predict_files(
         output_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
-    log(f"step {predictor.step} of {workdir}; {len(files)} files of {source}")
+    log(f"step {predictor.step} of {workdir}; {len(files)} files of {shown(source)}")
     if predictor.size and window is None:
         height, width = predictor.size
         log(f"images are brought to {height}x{width}, as the run was scored; --window=0 for their own size")
     written = 0
     for path in tqdm(files, unit="image", disable=None):
-        image, name = read_image(path) if path in names else None, names.get(path)
-        if image is None:
-            tqdm.write(f"{path} is no image that can be read: skipped", file=sys.stderr)
+        if path not in names:
+            tqdm.write(f"{shown(path)} is no image that can be read: skipped", file=sys.stderr)
+            continue
+        try:
+            image, name = read_image(path), names[path]
+        except UserError as error:
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
         preds = predictor(image, window=window)
         info = predictor.info
@@ -211,20 +218,23 @@ def predict_files(
             picture = figures.overlay_with_legend(image, preds, class_names=info.class_names, palette=info.palette)
             figures.write_png(output_path / f"{name}_overlay.png", picture)
         except OSError as error:
-            raise UserError(f"{output_path / name}.png can't be written ({error.strerror}): make room there") from error
+            made = shown(output_path / f"{name}.png")
+            raise UserError(f"{made} can't be written ({error.strerror}): make room there") from error
         written += 1
     if not written:
-        raise UserError(f"--input={source} holds no image: JPEG, PNG, TIFF, WebP and BMP are read")
+        raise UserError(f"--input={shown(source)} holds no image: JPEG, PNG, TIFF, WebP and BMP are read")
     skipped = len(files) - written
-    log(f"{written} images to {output}" + (f", {skipped} files skipped" if skipped else ""))
+    log(f"{written} images to {shown(output)}" + (f", {skipped} files skipped" if skipped else ""))
     return written
 
 
 def _seems_an_image(path: pathlib.Path) -> bool:
     """By its first bytes."""
-    import cv2
-
-    return os.access(path, os.R_OK) and cv2.haveImageReader(str(path))
+    try:
+        with open_regular(path) as file:
+            return bool(kind_of(file.read(12)))
+    except (UserError, OSError):
+        return False
 
 
 def _names(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
@@ -245,9 +255,13 @@ def _check_outputs(names: Mapping[pathlib.Path, str], folder: pathlib.Path) -> N
     for path, name in names.items():
         for output in (f"{name}.png", f"{name}_overlay.png"):
             if (folder / output).resolve() in inputs:
-                raise UserError(f"{folder / output} is an input and would be overwritten: choose another --output")
+                raise UserError(
+                    f"{shown(folder / output)} is an input and would be overwritten: choose another --output"
+                )
             if output in taken:
-                raise UserError(f"{path} and {taken[output]} would both be written to {output}: rename one of them")
+                raise UserError(
+                    f"{shown(path)} and {shown(taken[output])} would both be written to {shown(output)}: rename one"
+                )
             taken[output] = path
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import cv2
@@ -228,6 +229,23 @@ def test_files_that_are_no_images_are_named_and_skipped(photos, finished, tiny, 
     assert f"{photos / 'notes.txt'} is no image that can be read: skipped" in err
     assert f"{photos / 'empty.jpg'} is no image that can be read: skipped" in err
     assert err.count("is no image") == 2
+
+
+@pytest.mark.slow
+def test_names_that_are_no_utf8_are_predicted_and_what_is_no_file_is_skipped(finished, tiny, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
+        Image.fromarray(an_image(20, 30)).save(file, "PNG")
+    os.mkfifo(folder / "fifo.png")
+    (folder / "zero.jpg").symlink_to("/dev/zero")
+    (folder / "broken\x1b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    # In a process of its own: a crash there would end this one.
+    status, _, err = tiny.run("jaxseg.predict", f"--workdir={finished}", f"--input={folder}", f"--output={out}")
+    assert status == 0 and "Traceback" not in err and "\x1b" not in err
+    assert sorted(os.listdir(os.fsencode(out))) == [b"caf\xe9.png", b"caf\xe9_overlay.png"]
+    for name in ("fifo.png", "zero.jpg", "broken"):
+        assert name in err
 
 
 def test_one_image_will_do(photos, finished, tiny, tmp_path):
