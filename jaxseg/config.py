@@ -4,23 +4,24 @@ import json
 import math
 import pathlib
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxseg import files, protocols
+from jaxseg import files, forms, protocols
 from jaxseg.data import DATASETS, DataInfo, data_info
 from jaxseg.data.transforms import VARIANTS
-from jaxseg.errors import UserError
-from jaxseg.lookup import lookup
+from jaxseg.errors import UserError, shown
+from jaxseg.lookup import lookup, nearest
 from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, create_model
 from jaxseg.models.pix2pix import Refined, Refiner
 from jaxseg.optim import OPTIMIZERS, SCHEDULES
 from jaxseg.published import DEFINITIONS
 
+OPEN = ("model.options", "model.backbone_options", "published")  # groups of fields that no default names
 DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 
 # What may differ when a run goes on: how long, how often it tells, and what no result depends on.
@@ -304,18 +305,52 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     """The config of a run; fields that were not there yet when it began have their defaults, which change nothing.
 
     Raises:
-      UserError: `workdir` holds none.
+      UserError: `workdir` holds none, or one with fields that there are not or of another type.
     """
     path = pathlib.Path(workdir) / files.CONFIG
     try:
-        written = _as_tuples(json.loads(path.read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{workdir} is no workdir of a run: it has no {files.CONFIG}") from None
-    except (json.JSONDecodeError, OSError) as error:
-        raise UserError(f"{path} can't be read ({error})") from error
-    config = ConfigDict(_later_fields(written, runpy.run_path(str(DEFAULT))["get_config"]()))
+        written = forms.read_json(path, forms.FORMS[files.CONFIG])
+    except FileNotFoundError:
+        raise UserError(f"{shown(workdir)} is no workdir of a run: it has no {files.CONFIG}") from None
+    defaults = runpy.run_path(str(DEFAULT))["get_config"]()
+    for misfit in _misfits(written, defaults):
+        raise forms.broken(path, *misfit)
+    written = _as_tuples(written)
+    config = ConfigDict(_later_fields(written, defaults))
     config.update(written)
     return config
+
+
+# What JSON has of a field, by the type of its default; the crop's side may be one number or two.
+_TYPES = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    tuple: ((list,), "a list"),
+}
+
+
+def _misfits(written: Mapping[str, Any], defaults: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+    """The fields of a config that there are not, or that are of another type, as `forms.broken` wants them."""
+    remedy = forms.FORMS[files.CONFIG].remedy
+    for key, value in written.items():
+        field, default = prefix + key, defaults.get(key)
+        if key not in defaults:
+            near = nearest(key, list(defaults)).rstrip(".")
+            delete = f"delete that entry, or use the version that wrote it ({near})"
+            yield field, value, "left out, for there is no such field", delete
+        elif isinstance(default, ConfigDict):
+            if not isinstance(value, dict):
+                yield field, value, "a group of fields, {...}", remedy
+            elif field not in OPEN:
+                yield from _misfits(value, default, f"{field}.")
+        else:
+            kinds, due = (
+                ((int, list), "a whole number or a list") if field == "data.crop_size" else _TYPES[type(default)]
+            )
+            if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
+                yield field, value, due, remedy
 
 
 def _as_tuples(value: Any) -> Any:
@@ -333,11 +368,9 @@ def read_info(workdir: str | pathlib.Path, config: ConfigDict) -> DataInfo:
     """
     path = pathlib.Path(workdir) / files.INFO
     try:
-        return DataInfo.from_json(path.read_text())
+        return DataInfo.from_fields(forms.read_json(path, forms.FORMS[files.INFO]))
     except FileNotFoundError:
         return data_info(config.data.name, config.data.version, config.data.dir)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} can't be read ({error})") from error
 
 
 def check_same_classes(info: DataInfo, workdir: str | pathlib.Path, config: ConfigDict) -> None:

@@ -1,12 +1,11 @@
 """The files of a workdir, and writing that leaves them whole or not there."""
 
 import contextlib
-import json
 import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from jaxseg.errors import UserError, shown
 
@@ -66,12 +65,3 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         # Where the folder can't be reached either, the error that is on its way says so.
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
-    """What `RUN` tells of a run; {} where it is missing or damaged."""
-    try:
-        told = json.loads((pathlib.Path(workdir) / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}

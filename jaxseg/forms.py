@@ -73,6 +73,10 @@ NUMBERS = {...: (FINITE, None)}  # null for NaN, as all files here have it
 _VALUE = (bool, FINITE, Text(0, 10_000), Several((bool, FINITE, Text(0, 10_000)), 0, 1000))
 
 
+# Groups within a group are options of networks, and published figures.
+_FIELDS = {...: (*_VALUE, {...: (*_VALUE, None, {...: (*_VALUE, None)})})}
+
+
 class File(NamedTuple):
     """A kind of file.
 
@@ -152,8 +156,15 @@ _SHARES = {
 FORMS = {
     files.CONFIG: File(
         "the config of a run",
-        # A group of fields; options and published figures are groups within. `config.read` knows the fields.
-        {...: {...: (*_VALUE, {...: (*_VALUE, {...: _VALUE})})}},
+        # What every run has had from the first on; `config.read` knows the others, and of what type each is.
+        {
+            "data": {"name": NAME, **_FIELDS},
+            "model": {"name": NAME, "backbone": NAME, **_FIELDS},
+            "loss": _FIELDS,
+            "optim": {"name": NAME, "learning_rate": FINITE, **_FIELDS},
+            "train": _FIELDS,
+            ...: _FIELDS,
+        },
         2**20,
         "put back the file that the run wrote, or train in another --workdir",
     ),
@@ -165,6 +176,8 @@ FORMS = {
             "palette": Several(Several(LABEL, 3, 3), 1, 255),
             "class_weights": (Several(Number(0, MOST), 1, 255), None),
             "ignore_label": LABEL,
+            # Value and label; colours are below 0, see `data.classes`.
+            "values": Maybe(Several(Several(Whole(-(2**25), 2**32), 2, 2), 0, 2**17)),
             "values": Maybe(Several(Several(Whole(-(2**24), 2**31 - 1), 2, 2), 0, 10_000)),
         },
         2**20,
@@ -262,6 +275,18 @@ def read_json(path: str | os.PathLike, file: File) -> Any:
     if not os.path.lexists(path):
         raise FileNotFoundError(f"there is no {shown(path)}")
     return parse(files.read_bytes(path, most=file.most), file, path)
+
+
+def read_run(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What `run.json` of a workdir says; {} where there is none.
+
+    Raises:
+      UserError: it is not of its form.
+    """
+    try:
+        return read_json(os.path.join(workdir, files.RUN), FORMS[files.RUN])
+    except FileNotFoundError:
+        return {}
 
 
 def parse(data: bytes, file: File, where: object) -> Any:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import figures, files
+from jaxseg import figures, files, forms
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset
 from jaxseg.errors import UserError
@@ -41,9 +41,13 @@ FRESH = {
 }
 
 
-def from_checkpoint(progress: dict[str, Any]) -> dict[str, Any]:
-    """The progress of a checkpoint, also of one from before there was a choice of scores."""
-    progress = dict(progress)
+def from_checkpoint(progress: dict[str, Any], where: object) -> dict[str, Any]:
+    """The progress of the checkpoint at `where`, also of one from before there was a choice of scores.
+
+    Raises:
+      UserError: it is not of the form that it must be.
+    """
+    progress = dict(forms.checked(progress, forms.FORMS["progress"], where))
     if "best_mean_iou" in progress:
         progress["best_score"] = progress.pop("best_mean_iou")
     return {**FRESH, **progress}
@@ -93,7 +97,12 @@ class Record:
         self._write(files.INFO, dataset.info.to_json())
         crop = config.data.crop_size
         image_size = [crop, crop] if isinstance(crop, int) else list(crop)
-        before = files.read_run(self.workdir) if self._start else {}
+        before = {}
+        if self._start:
+            try:
+                before = forms.read_run(self.workdir)
+            except UserError as error:
+                self.writers.message(f"{error}; it is written anew now")  # no result depends on it
         self._facts = {
             "parameters": size,
             # Tracing a large network takes seconds.

@@ -22,7 +22,8 @@ from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
-from jaxseg.files import EVALUATIONS, read_run, replacing
+from jaxseg.files import EVALUATIONS, replacing
+from jaxseg.forms import read_run
 from jaxseg.lookup import lookup
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import fcntl
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -25,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxseg import config as configs
-from jaxseg import files
+from jaxseg import files, forms
 from jaxseg.compare import compare
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
@@ -124,13 +123,15 @@ def plan(config: ConfigDict, texts: Sequence[str], workdir: pathlib.Path) -> lis
 
 
 def finished(run: Run) -> bool:
-    """Whether a run is done, of the length that it has now."""
-    try:
-        written = configs.read(run.workdir).train
-        about = json.loads((run.workdir / files.RUN).read_text())
-    except (UserError, json.JSONDecodeError):
+    """Whether a run is done, of the length that it has now.
+
+    Raises:
+      UserError: its config or its run.json is not of its form.
+    """
+    if not (run.workdir / files.CONFIG).exists():
         return False
-    except FileNotFoundError:
+    written, about = configs.read(run.workdir).train, forms.read_run(run.workdir)
+    if not about:
         names = [path.name for path in (run.workdir / files.CHECKPOINTS / "latest").glob("*")]
         about = {"status": "finished" if str(run.config.train.num_steps) in names else "running"}
     train = run.config.train

@@ -77,7 +77,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
             state, progress = checkpoints.restore(state)
-            progress = record.from_checkpoint(progress)
+            progress = record.from_checkpoint(progress, checkpoints.folder / "latest" / str(start))
         writers = stack.enter_context(
             open_writers(
                 workdir,

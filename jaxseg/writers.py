@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from jaxseg.errors import UserError
-from jaxseg.files import METRICS, replacing
+from jaxseg import forms
+from jaxseg.errors import UserError, shown
+from jaxseg.files import METRICS, read_bytes, replacing
 
 EVENTS = "events"
 PACKAGES = {"tensorflow": ("TensorFlow", "tensorflow-cpu"), "tensorboard": ("TensorBoard", "tensorboard")}
@@ -33,40 +34,53 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
     A half-written last line, which a killed run leaves behind, is skipped.
 
     Raises:
-      UserError: a line before the last is not a row.
+      UserError: another line is not a row, see `forms.FORMS`; or the file is no regular one or too large.
       FileNotFoundError: there is no such file.
     """
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = [_parse(line) for line in lines]
-    for number, row in enumerate(rows[:-1], 1):
-        if row is None:
-            raise UserError(f"line {number} of {path} is not a row of metrics: {lines[number - 1]!r}; delete that line")
-    return [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in rows if row is not None
-    ]
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.endswith(b"\n") and _row(line) is None:
+            break
+        row = forms.parse(line, forms.FORMS[METRICS], f"line {number} of {os.fspath(path)}")
+        rows.append({key: math.nan if value is None else value for key, value in row.items()})
+    return rows
 
 
-def _parse(line: str) -> dict | None:
+def _lines(path: str | os.PathLike) -> list[bytes]:
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no {shown(path)}")
+    return read_bytes(path, most=forms.FORMS[METRICS].most).splitlines(keepends=True)
+
+
+def _row(line: bytes) -> dict | None:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        return forms.parse(line, forms.FORMS[METRICS], METRICS)
+    except UserError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _cut(path: Path, last_step: int, scored_step: int) -> None:
-    """Leaves the whole rows up to `last_step` in the file, scores up to `scored_step`; none where `last_step` is 0."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if last_step else []
-    rows = [(line, _parse(line)) for line in lines]
+def _cut(path: Path, last_step: int, scored_step: int) -> int:
+    """Leaves the whole rows up to `last_step` in the file, scores up to `scored_step`; none where `last_step` is 0.
+
+    Lines that are no rows go, too; how many of them there were, a half-written last one not counted.
+    """
+    if not os.path.lexists(path):
+        return 0
+    lines = _lines(path) if last_step else []
+    rows = [(line, _row(line)) for line in lines]
     kept = [
-        line + "\n"
+        line.rstrip(b"\r\n") + b"\n"
         for line, row in rows
-        if row is not None and row["step"] <= (scored_step if any(key.startswith("val/") for key in row) else last_step)
+        if row is not None and row["step"] <= (scored_step if is_evaluation(row) else last_step)
     ]
     with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))
+    return sum(row is None and line.endswith(b"\n") for line, row in rows)
+
+
+def is_evaluation(row: Mapping[str, float]) -> bool:
+    """Whether a row of metrics has scores of a split; those of training have none."""
+    return any("/" in key and not key.startswith("train/") for key in row)
 
 
 def duration(seconds: float) -> str:
@@ -143,9 +157,10 @@ class Writers:
 class _FileWriters(Writers):
     def __init__(self, workdir: Path, num_steps: int, resume_step: int, scored_step: int, log: Log):
         workdir.mkdir(parents=True, exist_ok=True)
-        _cut(workdir / METRICS, resume_step, scored_step)
-        self._metrics = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._log = log
+        if dropped := _cut(workdir / METRICS, resume_step, scored_step):
+            log(f"{dropped} lines of {workdir / METRICS} are no rows of metrics and are dropped")
+        self._metrics = open(workdir / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._num_steps = num_steps
         self._start: tuple[int, float] | None = None
         self._bar = None

@@ -253,8 +253,33 @@ def test_a_field_that_is_no_more_is_told_and_a_new_one_had_its_default(tmp_path)
     check_same(quickstart(), tmp_path)
     old["train"]["colour"] = "blue"
     (tmp_path / "config.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"train.colour: blue there, not set now\n  train.seed: 0 there, 1 now"):
-        check_same(quickstart(train__seed=1), tmp_path)
+    with pytest.raises(UserError, match=r"config.json: train.colour is 'blue'"):
+        check_same(quickstart(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.seed", 1.5),
+        ("train.seed", True),
+        ("data.flip", 1),
+        ("data.scale", 1.0),
+        ("data.crop_size", "128"),
+        ("optim.learning_rate", "0.1"),
+        ("model.options", [1]),
+        ("eval", 5),
+    ],
+)
+def test_a_field_of_another_type_is_named(field, value, tmp_path):
+    written = json.loads(configs.to_json(quickstart()))
+    group, _, name = field.partition(".")
+    if name:
+        written[group][name] = value
+    else:
+        written[group] = value
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match=rf"config.json: {field} is "):
+        configs.read(tmp_path)
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path):
@@ -263,7 +288,7 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
         with pytest.raises(UserError, match=rf"{path} is no workdir of a run: it has no config.json"):
             configs.read(path)
     (tmp_path / "config.json").write_text('{"data":')
-    with pytest.raises(UserError, match=r"config.json can't be read"):
+    with pytest.raises(UserError, match=r"config.json"):
         configs.read(tmp_path)
 
 
@@ -305,10 +330,10 @@ def test_the_config_flag_gives_file_and_argument():
 
 def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
     config = quickstart(optim__learning_rate=0.5).to_dict()
-    del config["loss"]["auxiliary"], config["optim"]
+    del config["loss"]["auxiliary"], config["refine"], config["optim"]["momentum"]
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
     found = configs.read(tmp_path)
     assert found.loss.auxiliary == FIELDS["loss.auxiliary"]
-    assert found.optim.learning_rate == FIELDS["optim.learning_rate"]
-    assert flatten(found) == flatten(quickstart())
+    assert (found.refine.width, found.optim.learning_rate) == (FIELDS["refine.width"], 0.5)
+    assert flatten(found) == flatten(quickstart(optim__learning_rate=0.5))
     validate(found)

@@ -23,7 +23,13 @@ EVALUATION = {
     "loss": 0.3,
 }
 SOUND = {
-    "config.json": {"data": {"name": "voc", "scale": [0.5, 2.0]}, "model": {"options": {"rates": [1, 2]}}},
+    "config.json": {
+        "data": {"name": "voc", "scale": [0.5, 2.0]},
+        "model": {"name": "unet", "backbone": "vgg16", "options": {"rates": [1, 2]}},
+        "loss": {},
+        "optim": {"name": "adam", "learning_rate": 0.1},
+        "train": {},
+    },
     "info.json": {
         "name": "mine",
         "class_names": ["sky", "road"],

@@ -31,7 +31,7 @@ print("step 1/1")
 if seed == os.environ.get("FAILS"):
     print("Traceback of no interest")
     sys.exit(f"error: seed {seed} is unlucky")
-(workdir / "config.json").write_text(json.dumps({"train": {"num_steps": 9, "num_epochs": 0.0}}))
+(workdir / "config.json").write_text(os.environ["CONFIG"])
 (workdir / "run.json").write_text(json.dumps({"status": "finished"}))
 scores = {"mean_iou": float(flags["config.optim.learning_rate"]) * 1000 + 0.01 * int(seed)}
 (workdir / "evaluations" / "val-best.json").write_text(json.dumps({"scores": scores}))
@@ -45,6 +45,7 @@ def list_runs(workdirs, output, log):
 
 @pytest.fixture
 def fake(monkeypatch):
+    monkeypatch.setenv("CONFIG", configs.to_json(nine_steps()))
     monkeypatch.setattr(sweeping, "COMMAND", (sys.executable, "-c", textwrap.dedent(FAKE)))
     # The comparison is tested where it is.
     monkeypatch.setattr(sweeping, "compare", list_runs)
@@ -201,6 +202,7 @@ def test_a_run_that_fails_is_told_at_the_end_and_done_again(fake, tmp_path, monk
 
 
 def test_a_run_that_a_signal_ended_has_failed(monkeypatch, fake, tmp_path):
+    monkeypatch.setenv("CONFIG", configs.to_json(nine_steps()))
     monkeypatch.setattr(sweeping, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
     _, error = run(tmp_path, ["train.seed=0"])
     assert error.splitlines()[1].startswith("  seed=0: it ended by SIGKILL (see ")

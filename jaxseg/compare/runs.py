@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxseg import forms
 from jaxseg.errors import UserError
-from jaxseg.files import CONFIG, EVALUATIONS, INFO, METRICS, RUN, VAL_BEST
+from jaxseg.files import EVALUATIONS, INFO, METRICS, RUN, VAL_BEST
 from jaxseg.writers import read_metrics
 
 SEED = "train.seed"
@@ -246,7 +247,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
     """
     path = pathlib.Path(workdir)
     config, rows, notes = _read_config(path), _read_rows(path), []
-    about, contents = _read_about(path, notes)
+    about = _read(path / RUN, RUN, notes) or {}
     by_file = _read_evaluations(path, about, notes)
     # What was scored while training may have been scored again by --mode=eval.
     evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
@@ -254,71 +255,51 @@ def read_run(workdir: str | os.PathLike) -> Run:
         evaluations = _evaluations_of(rows, config) + evaluations
     if not rows and not evaluations:
         raise UserError(f"{path} has no results yet: neither rows in {METRICS} nor files in {EVALUATIONS}/")
-    of_data = tuple(map(str, (_read_json(path / INFO, notes) or {}).get("class_names", ())))
-    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, contents=contents)
+    of_data = tuple((_read(path / INFO, INFO, notes) or {}).get("class_names", ()))
+    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, contents=about.get("contents", {}))
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     from jaxseg import config as configs
 
-    try:
-        return configs.flatten(configs.read(path))
-    except UserError:
-        raise
-    except (TypeError, ValueError, AttributeError) as error:
-        # JSON, but not the groups and fields of a config; or not even text.
-        raise UserError(f"{path / CONFIG} is no config of a run ({error})") from error
+    return configs.flatten(configs.read(path))
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, float]]:
     try:
-        rows = read_metrics(path / METRICS)
+        return read_metrics(path / METRICS)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise UserError(f"{path / METRICS} can't be read ({error.strerror})") from error
-    numbers = [{key: value for key, value in row.items() if _is_number(value)} for row in rows]
-    return [row for row in numbers if "step" in row]
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_json(path: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
+def _read(path: pathlib.Path, kind: str, notes: list[str]) -> Any:
+    """A file of a run, or None where it is missing or, which is noted, not of its form."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        notes.append(f"{path.name} is left out: it holds no JSON object")
+        return forms.read_json(path, forms.FORMS[kind])
     except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.name} is left out: it can't be read ({error})")
-    return None
-
-
-def _read_about(path: pathlib.Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    about = _read_json(path / RUN, notes) or {}
-    texts = ("status", "device")
-    contents = about.get("contents")
-    contents = {key: v for key, v in contents.items() if isinstance(v, str)} if isinstance(contents, dict) else {}
-    return {key: v for key, v in about.items() if (isinstance(v, str) if key in texts else _is_number(v))}, contents
+        return None
+    except UserError as error:
+        notes.append(f"left out: {error}")
+        return None
 
 
 def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[str]) -> dict[str, Evaluation]:
     found = {}
     for file in sorted((path / EVALUATIONS).glob("*.json")):
-        value = _read_json(file, notes)
+        value = _read(file, EVALUATIONS, notes)
         if value is None:
             continue
         try:
-            evaluation = _evaluation(value)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            notes.append(f"{EVALUATIONS}/{file.name} is left out: it is no evaluation ({error!r})")
+            evaluation = _evaluation(value, file)
+        except UserError as error:
+            notes.append(f"left out: {error}")
             continue
-        step, now = value.get("step"), about.get({"best": "best_step", "latest": "step"}.get(evaluation.checkpoint))
-        if step is not None and now is not None and step != now:
+        step, now = value["step"], about.get({"best": "best_step", "latest": "step"}.get(evaluation.checkpoint))
+        if now is not None and step != now:
             notes.append(
                 f"{EVALUATIONS}/{file.name} is left out: it scored step {step}, and the {evaluation.checkpoint} "
                 f"checkpoint is of step {now} now"
@@ -328,20 +309,31 @@ def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[
     return found
 
 
-def _evaluation(value: Mapping[str, Any]) -> Evaluation:
+def _evaluation(value: Mapping[str, Any], file: pathlib.Path) -> Evaluation:
+    """An evaluation as its file has it.
+
+    Raises:
+      UserError: its scores are not those of its counts.
+    """
     from jaxseg import metrics
 
-    class_names = [str(name) for name in value["class_names"]]
-    counts = np.asarray(value["counts"], np.int64)
-    if counts.shape != (len(class_names), len(class_names)) or (counts < 0).any():
-        raise ValueError(f"{len(class_names)} class names, counts of {counts.shape} from {counts.min(initial=0)}")
-    scores = {name: score for name, score in value["scores"].items() if _is_number(score) and "/" not in name}
-    for name, score in (value.get("published") or {}).items():
-        if _is_number(score):
-            scores[f"published/{name.removeprefix('published/')}"] = score
-    iou = dict(zip(class_names, metrics.scores(counts)["iou"].tolist(), strict=True))
-    words = (str(value[key]) for key in ("split", "checkpoint", "protocol"))
-    return Evaluation(*words, scores=scores, iou=iou, counts=counts, content=str(value.get("content", "")))
+    counts = np.array(value["counts"], np.int64)
+    due = metrics.scores(counts)
+    for name, score in value["scores"].items():
+        right = due.get(name)
+        if isinstance(right, int | float) and not _same(score, right):
+            what = f"{right:.6g}, as its counts have it"
+            raise forms.broken(file, f"scores.{name}", score, what, forms.FORMS[EVALUATIONS].remedy)
+    scores = {name: score for name, score in value["scores"].items() if score is not None and "/" not in name}
+    published = {name: score for name, score in value.get("published", {}).items() if score is not None}
+    scores |= {f"published/{name.removeprefix('published/')}": score for name, score in published.items()}
+    iou = dict(zip(value["class_names"], due["iou"].tolist(), strict=True))
+    words = (value[key] for key in ("split", "checkpoint", "protocol"))
+    return Evaluation(*words, scores=scores, iou=iou, counts=counts, content=value.get("content", ""))
+
+
+def _same(score: float | None, due: float) -> bool:
+    return math.isnan(due) if score is None else math.isclose(score, due, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[Evaluation]:

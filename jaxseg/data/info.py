@@ -1,7 +1,9 @@
 """What is known of a data set without opening it: names, colours, weights. Needs numpy alone."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,23 +39,18 @@ class DataInfo:
         return len(self.class_names)
 
     def to_json(self) -> str:
-        """All of it as text, for `from_json`."""
+        """All of it as text; what that holds, `from_fields` takes."""
         return json.dumps({**asdict(self), "palette": self.palette.tolist()}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "DataInfo":
-        """What `to_json` wrote.
-
-        Raises:
-          ValueError: it is no such text.
-        """
-        try:
-            fields = json.loads(text)
-            fields["class_names"] = tuple(fields["class_names"])
-            fields["palette"] = np.array(fields["palette"], np.uint8).reshape(len(fields["class_names"]), 3)
-            if fields["class_weights"] is not None:
-                fields["class_weights"] = tuple(fields["class_weights"])
-            fields["values"] = tuple(map(tuple, fields.get("values", ())))
-            return cls(**fields)
-        except (TypeError, KeyError, OverflowError) as error:
-            raise ValueError(f"no classes of a data set: {error!r}") from error
+    def from_fields(cls, fields: Mapping[str, Any]) -> "DataInfo":
+        """What `to_json` wrote, read and checked by `forms.read_json`."""
+        weights = fields["class_weights"]
+        return cls(
+            fields["name"],
+            tuple(fields["class_names"]),
+            np.array(fields["palette"], np.uint8),
+            None if weights is None else tuple(weights),
+            fields["ignore_label"],
+            tuple((value, label) for value, label in fields.get("values", ())),
+        )

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from written_runs import COUNTS
+from written_runs import COUNTS, scores_of
 
 from jaxseg.compare import runs
+from jaxseg.data import DataInfo
 from jaxseg.errors import UserError
 
 
@@ -123,7 +124,8 @@ def test_a_seed_without_a_score_yet_stands_with_the_others(write_run):
     rows = [line for line in (second / "metrics.jsonl").read_text().splitlines(True) if "val/" not in line]
     (second / "metrics.jsonl").write_text("".join(rows))
     names = json.loads((first / "evaluations" / "val-best.json").read_text())["class_names"]
-    (second / "info.json").write_text(json.dumps({"class_names": names}))
+    info = DataInfo("camvid", tuple(names), np.zeros((len(names), 3), np.uint8))
+    (second / "info.json").write_text(info.to_json())
     [row], _ = read(first, second)
     assert len(row.group.runs) == 2 and len(row.evaluations) == 1
 
@@ -161,10 +163,10 @@ def spoil_results(folder):
     ("spoil", "why"),
     [
         (lambda folder: (folder / "config.json").unlink(), "no workdir of a run"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "no config of a run"),
-        (lambda folder: (folder / "config.json").write_text("{"), "can't be read"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "no config of a run"),
-        (spoil_metrics, "line 2 of .*metrics.jsonl is not a row"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json"),
+        (spoil_metrics, "line 2 of .*metrics.jsonl"),
         (spoil_results, "has no results yet"),
     ],
 )
@@ -202,20 +204,25 @@ def test_a_broken_file_is_named_and_the_rest_is_shown(write_run, file, text):
     assert row.mean("pixel_accuracy") == pytest.approx(200 / 250)
 
 
-def test_values_of_another_kind_are_left_out(write_run):
-    folder = write_run("a", about={"parameters": "many", "status": 3, "train_seconds": None})
+def test_a_row_of_another_kind_is_named_with_its_entry(write_run):
+    folder = write_run("a")
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"step": 13, "train/loss": "low", "val/mean_iou": [1]}\n')
-    [row], _ = read(folder)
-    run = row.group.runs[0]
-    assert "parameters" not in run.about and run.status == ""
-    assert run.rows[-1] == {"step": 13}
+        file.write('{"step": 13, "train/loss": "low"}\n')
+    with pytest.raises(UserError, match=r"line 15 of .*metrics.jsonl.*train/loss.*'low'"):
+        runs.read_run(folder)
+
+
+def test_scores_that_are_not_those_of_the_counts_are_left_out(write_run):
+    folder = write_run("a", evaluation={"scores": {"mean_iou": 0.9}})
+    [row], [note] = read(folder)
+    assert "val-best.json" in note and "scores.mean_iou" in note and "0.9" in note
+    assert row.mean("mean_iou") != 0.9
 
 
 def score_latest(folder, counts) -> None:
     """Writes the evaluation of the latest checkpoint beside that of the best."""
     told = json.loads((folder / "evaluations" / "val-best.json").read_text())
-    told |= {"checkpoint": "latest", "counts": counts.tolist()}
+    told |= {"checkpoint": "latest", "counts": counts.tolist(), "scores": scores_of(counts)}
     (folder / "evaluations" / "val-latest.json").write_text(json.dumps(told))
 
 

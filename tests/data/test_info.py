@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxseg import forms
 from jaxseg.data import DATASETS, VOID_COLOUR, DataInfo, data_info
 from jaxseg.errors import UserError
 
@@ -37,7 +38,7 @@ def same(left: DataInfo, right: DataInfo) -> bool:
 
 
 @given(
-    st.lists(st.text(), unique=True, max_size=5),
+    st.lists(st.text(min_size=1, max_size=255), unique=True, min_size=1, max_size=5),
     st.randoms(use_true_random=False),
     st.booleans(),
     st.integers(0, 255),
@@ -46,7 +47,11 @@ def test_what_was_written_as_text_is_read_back(names, random, weighted, ignore):
     palette = np.array([[random.randrange(256) for _ in range(3)] for _ in names], np.uint8).reshape(-1, 3)
     weights = tuple(random.random() for _ in names) if weighted else None
     info = DataInfo("any", tuple(names), palette, weights, ignore)
-    assert same(DataInfo.from_json(info.to_json()), info)
+    assert same(read(info.to_json()), info)
+
+
+def read(text):
+    return DataInfo.from_fields(forms.parse(text.encode(), forms.FORMS["info.json"], "it"))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_what_was_written_as_text_is_read_back(names, random, weighted, ignore):
 )
 def test_a_text_that_is_no_info_is_a_value_error(text):
     with pytest.raises(ValueError):
-        DataInfo.from_json(text)
+        read(text)
 
 
 def test_versions_may_have_classes_of_their_own():
