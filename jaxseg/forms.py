@@ -100,6 +100,9 @@ def _check_info(info: Mapping[str, Any]) -> tuple[str, Any, str] | None:
     for field in ("palette", "class_weights"):
         if info[field] is not None and len(info[field]) != len(names):
             return field, info[field], f"of {len(names)} items, one for each of class_names"
+    for index, (_, label) in enumerate(info.get("values", ())):
+        if not 0 <= label <= 255:
+            return f"values[{index}][1]", label, "a label from 0 to 255"
     return _check_names(info)
 
 
