@@ -179,8 +179,6 @@ FORMS = {
             "palette": Several(Several(LABEL, 3, 3), 1, 255),
             "class_weights": (Several(Number(0, MOST), 1, 255), None),
             "ignore_label": LABEL,
-            # Value and label; colours are below 0, see `data.classes`.
-            "values": Maybe(Several(Several(Whole(-(2**25), 2**32), 2, 2), 0, 2**17)),
             "values": Maybe(Several(Several(Whole(-(2**24), 2**31 - 1), 2, 2), 0, 10_000)),
         },
         2**20,
