@@ -11,7 +11,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxseg import files, forms, protocols
-from jaxseg.data import DATASETS, DataInfo, data_info
+from jaxseg.data import DATASETS, DataInfo, Dataset, data_info
 from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError, shown
 from jaxseg.lookup import lookup, nearest
@@ -39,6 +39,9 @@ MAY_DIFFER = (
     "eval.boundary_tolerance",
     "eval.published",
 )
+
+# Where the data is and how it is read: what is in it decides, see `check_same_data`.
+BY_CONTENT = ("data.dir", "data.version")
 
 NAMES = {
     "data.name": (DATASETS, "data set"),
@@ -387,6 +390,30 @@ def check_same_classes(info: DataInfo, workdir: str | pathlib.Path, config: Conf
         )
 
 
+def check_same_data(dataset: Dataset, workdir: str | pathlib.Path, config: ConfigDict) -> None:
+    """Refuses data at another place than before, or of another version, that is not what the run was trained on.
+
+    What decides is the hash of the splits that are trained and scored on. (Of data that has changed where it is, a run
+    that goes on says so.)
+
+    Raises:
+      UserError: names the split, both hashes and the place of before.
+    """
+    old, new = flatten(read(workdir)), flatten(config)
+    moved = [field for field in BY_CONTENT if old.get(field, "") != new[field]]
+    if not moved:
+        return
+    then = forms.read_run(workdir).get("contents", {})
+    for split in dict.fromkeys((dataset.train_split, config.eval.split or dataset.eval_split)):
+        if then.get(split) != dataset.contents.get(split):
+            places = ", ".join(f"{field} {shown(old.get(field, '')) or repr('')}" for field in moved)
+            raise UserError(
+                f"the data of {shown(workdir)} was another: its split {split} had the hash {then.get(split)}, and at "
+                f"{shown(new['data.dir']) or 'data.dir'} it has {dataset.contents.get(split)}: give it a copy of what "
+                f"it had with {places}, or train in another --workdir"
+            )
+
+
 def _later_fields(written: Mapping[str, Any], defaults: ConfigDict) -> dict[str, Any]:
     """The fields of `defaults`, groups within groups, that `written` lacks."""
     later = {}
@@ -404,7 +431,7 @@ def get_config(workdir: str) -> ConfigDict:
 
 
 def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Refuses to go on in a workdir whose run had another config.
+    """Refuses to go on in a workdir whose run had another config. Where the data lies is `check_same_data`'s to judge.
 
     Raises:
       UserError: names the fields that differ, with both values.
@@ -418,7 +445,7 @@ def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
         f"{field}: {old.get(field, 'not set')} there, {new.get(field, 'not set')} now"
         for field in sorted({*old, *new})
         if old.get(field) != new.get(field)
-        and (field not in MAY_DIFFER or field == fixed)
+        and ((field not in MAY_DIFFER and field not in BY_CONTENT) or field == fixed)
         and not field.startswith("published.")
     ]
     if different:

@@ -1,5 +1,6 @@
 """Scoring by config: a split while a run trains, and a finished run, `--mode=eval`."""
 
+import contextlib
 import functools
 import json
 import math
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from jaxseg import checkpoint, metrics, protocols, published
 from jaxseg import config as configs
-from jaxseg.data import DataInfo, Dataset, open_dataset, pipeline
+from jaxseg.data import DataInfo, Dataset, Scoring, default_split, open_dataset, pipeline
 from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation, evaluate
 from jaxseg.files import EVALUATIONS, replacing
@@ -31,12 +32,40 @@ from jaxseg.writers import print_line
 
 NUM_EXAMPLES = 4  # images of the split whose predictions are kept to be drawn
 # What may be set anew for a finished run: no weight depends on it.
-OVERRIDES = ("data.dir", "data.eval_batch_size")
+OVERRIDES = ("data.dir", "data.version", "data.eval_batch_size")
 
 
 def open_data(config: ConfigDict) -> Dataset:
     """The data set of a config, prepared."""
     return open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
+
+
+def open_to_score(config: ConfigDict, own: ConfigDict, info: DataInfo, split: str, content: str) -> Dataset:
+    """The one split that a finished run is scored on, prepared; nothing else has to be there.
+
+    An undivided folder is divided where it is the run's own, wherever it lies by now, and scored whole elsewhere.
+
+    Args:
+      config: of the run, with what is set anew.
+      own: the run's.
+      info: the run's classes, by which a folder of masks is read.
+      split: its name.
+      content: the hash of that split in the run, '' where it is not known.
+
+    Raises:
+      UserError: there is no such split, or the data is not as it should be.
+    """
+    data = config.data
+    where = {"directory": data.dir, "version": data.version}
+    divided = Scoring(split, info, divided=True)
+    if data.dir == own.data.dir or data.name != "folder":
+        return open_dataset(data.name, **where, scoring=divided)
+    if content:
+        with contextlib.suppress(UserError):
+            dataset = open_dataset(data.name, **where, scoring=divided, progress=False)
+            if dataset.contents[split] == content:
+                return dataset
+    return open_dataset(data.name, **where, scoring=Scoring(split, info))
 
 
 def eval_split(config: ConfigDict, dataset: Dataset) -> str:
@@ -179,7 +208,10 @@ def eval_run(
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
     They are written to `WORKDIR/evaluations/SPLIT-CHECKPOINT.json`, under another protocol than the run's own to
-    `SPLIT-CHECKPOINT-PROTOCOL.json`; with a hash behind it where the data is another.
+    `SPLIT-CHECKPOINT-PROTOCOL.json`; with a hash behind it where the data is another. Of other data than the run's own,
+    `data.dir`, only the split that is scored has to be there; a folder that is not divided is that split, whole. The
+    masks of a folder are read by the run's classes: by name where the folder has a classes.yaml with names, else by the
+    values that they had where it was trained.
 
     Args:
       which: the checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
@@ -190,7 +222,7 @@ def eval_run(
       UserError: there is no such run, checkpoint or split, an override would make another run of it, or the scores
         can't be written.
     """
-    config = configs.read(workdir)
+    config, own_config = configs.read(workdir), configs.read(workdir)
     own = protocols.from_config(config.eval)
     flat = configs.flatten(config)
     for field, value in (overrides or {}).items():
@@ -206,9 +238,11 @@ def eval_run(
     protocol = protocols.from_config(config.eval)
     mesh = create_mesh()
     check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")
-    dataset = open_data(config)
-    configs.check_same_classes(dataset.info, workdir, config)
-    info, split = dataset.info, split or eval_split(config, dataset)
+    trained, contents = configs.read_info(workdir, own_config), read_run(workdir).get("contents", {})
+    wanted = split or config.eval.split or default_split(config.data.name)
+    dataset = open_to_score(config, own_config, trained, wanted, contents.get(wanted, ""))
+    configs.check_same_classes(dataset.info, workdir, own_config)
+    info, split = dataset.info, dataset.eval_split
     model = configs.build_model(config, info.num_classes)
     eval_step = build_eval_step(config, model, mesh, info)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
@@ -227,7 +261,7 @@ def eval_run(
     which = kind if which in checkpoint.KINDS else which
     name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
     content = dataset.contents[split]
-    if read_run(workdir).get("contents", {}).get(split, content) != content:
+    if contents.get(split, content) != content:
         name += f"-{content}"  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:

@@ -130,12 +130,14 @@ def finished(run: Run) -> bool:
     """
     if not (run.workdir / files.CONFIG).exists():
         return False
-    written, about = configs.read(run.workdir).train, forms.read_run(run.workdir)
+    before, about = configs.read(run.workdir), forms.read_run(run.workdir)
     if not about:
         names = [path.name for path in (run.workdir / files.CHECKPOINTS / "latest").glob("*")]
         about = {"status": "finished" if str(run.config.train.num_steps) in names else "running"}
-    train = run.config.train
-    same_length = (written.num_steps, written.num_epochs) == (train.num_steps, train.num_epochs)
+    # Where the data has moved the run itself looks whether it is the same.
+    fields = ("train.num_steps", "train.num_epochs", *configs.BY_CONTENT)
+    then, now = configs.flatten(before), configs.flatten(run.config)
+    same_length = all(then.get(field) == now[field] for field in fields)
     return same_length and about.get("status") in ("finished", "stopped early")
 
 

@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         group.agree({"data": {**dataset.lengths, **{f"{k} content": v for k, v in dataset.contents.items()}}})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
+        configs.check_same_data(dataset, workdir, config)
     split = eval_split(config, dataset)
     num_images = dataset.lengths[dataset.train_split]
     num_steps, eval_every = configs.num_steps(config, num_images), configs.eval_every(config, num_images)

@@ -1,11 +1,12 @@
 """A run scored under any protocol, while it trains and afterwards, and what is written of it."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
-from helpers import rows, write_camvid
+from helpers import rows, use, write_camvid
 
 import jaxseg
 from jaxseg.boundary import boundary_f1, mean_over_images
@@ -108,6 +109,125 @@ def test_other_images_than_its_own_do_not_take_the_place_of_its_scores(finished_
     [other] = (finished_copy / "evaluations").glob("val-best-*.json")
     written = evaluation(finished_copy, other.stem)
     assert other.stem == f"val-best-{written['content']}" and written["counts"] != before["counts"]
+
+
+def write_pairs(folder, seeds, values=(0, 1, 2)):
+    """Images of stripes in `folder`/images and masks in `folder`/masks, of these values."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        labels = np.digitize(np.arange(64), np.sort(rng.integers(8, 56, len(values) - 1)))[None].repeat(48, 0)
+        image = 60 * labels[..., None] + rng.integers(0, 120, (48, 64, 3))
+        cv2.imwrite(str(folder / "images" / f"p{seed}.png"), image.astype(np.uint8))
+        cv2.imwrite(str(folder / "masks" / f"p{seed}.png"), np.array(values, np.uint8)[labels])
+
+
+def classes_yaml(folder, text):
+    (folder / "classes.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def of_folder(workplace):
+    """A run of a folder of three classes, labels 7, 8 and 11 beside an ignored 0, divided; not to be changed."""
+    home = workplace.root / "home"
+    write_pairs(home, range(10), (7, 8, 11, 0))
+    classes_yaml(home, "names: {7: road, 8: car, 11: tree}\nignore: 0")
+    config = workplace.config(data__name="folder", data__dir=str(home), train__num_steps=4)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use(workplace, monkeypatch)
+        train(config, workplace.root / "of_folder", log=lambda line: None)
+    return workplace.root / "of_folder"
+
+
+@pytest.fixture
+def run_of_folder(of_folder, tiny, tmp_path):
+    return shutil.copytree(of_folder, tmp_path / "run")
+
+
+def test_an_undivided_folder_is_divided_where_it_is_the_runs_own_and_whole_elsewhere(run_of_folder, tiny, tmp_path):
+    here, _ = run(run_of_folder)
+    before = evaluation(run_of_folder, "val-best")
+    assert before["images"] == 2
+    shutil.copytree(tiny.root / "home", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "run" / "evaluations")
+    there, _ = run(run_of_folder, overrides={"data.dir": str(tmp_path / "moved")})
+    assert {**evaluation(run_of_folder, "val-best"), "seconds": 0} == {**before, "seconds": 0} and there == here
+    write_pairs(tmp_path / "flat", range(50, 57), (7, 8, 11, 0))
+    found, lines = run(run_of_folder, overrides={"data.dir": str(tmp_path / "flat")})
+    assert "on folder val: 7 images" in lines[0]
+    predictor = jaxseg.load(run_of_folder)
+    counts = np.zeros((3, 3), np.int64)
+    for path in sorted((tmp_path / "flat" / "masks").iterdir()):
+        image = cv2.cvtColor(cv2.imread(str(tmp_path / "flat" / "images" / path.name)), cv2.COLOR_BGR2RGB)
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        for true, value in enumerate((7, 8, 11)):
+            counts[true] += np.bincount(predictor(image)[mask == value], minlength=3)
+    [other] = (run_of_folder / "evaluations").glob("val-best-*.json")
+    assert evaluation(run_of_folder, other.stem)["counts"] == counts.tolist()
+    assert found["val/mean_iou"] == scores(counts)["mean_iou"]
+
+
+def test_only_the_split_that_is_scored_is_needed(run_of_folder, tmp_path):
+    write_pairs(tmp_path / "abroad" / "Testing", range(50, 53), (7, 8, 11, 0))
+    found, lines = run(run_of_folder, overrides={"data.dir": str(tmp_path / "abroad")}, split="test")
+    assert "on folder test: 3 images" in lines[0] and 0 <= found["test/mean_iou"] <= 1
+    with pytest.raises(UserError, match=r"no split 'val'; there is test: .*--split"):
+        run(run_of_folder, overrides={"data.dir": str(tmp_path / "abroad")})
+    # A broken image of another split, and one without a mask, are no matter.
+    write_pairs(tmp_path / "abroad" / "train", [60], (7, 8, 11, 0))
+    (tmp_path / "abroad" / "train" / "images" / "p60.png").write_bytes(b"none")
+    again, _ = run(run_of_folder, overrides={"data.dir": str(tmp_path / "abroad")}, split="test")
+    assert again == found
+
+
+def test_only_the_split_that_is_scored_is_needed_of_other_data_sets(finished_copy, tiny, tmp_path):
+    run(finished_copy, split="test")
+    before = evaluation(finished_copy, "test-best")
+    for name in ("test", "testannot"):
+        shutil.copytree(tiny.data / name, tmp_path / "abroad" / name)
+    run(finished_copy, split="test", overrides={"data.dir": str(tmp_path / "abroad")})
+    assert {**evaluation(finished_copy, "test-best"), "seconds": 0} == {**before, "seconds": 0}
+    with pytest.raises(UserError, match=r"abroad .*'val'"):
+        run(finished_copy, overrides={"data.dir": str(tmp_path / "abroad")})
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "due"),
+    [
+        ((7, 8), "", [0, 1]),  # fewer classes than the run has
+        ((7, 0), "", [0]),
+        ((0, 1), "names: [road, tree]", [0, 2]),
+        ((3, 5), "names: {5: road, 3: tree}", [0, 2]),
+        ((7, 8, 9), "ignore: 9", [0, 1]),
+    ],
+)
+def test_the_classes_are_the_runs(values, text, due, run_of_folder, tmp_path):
+    write_pairs(tmp_path / "there", range(50, 54), values)
+    if text:
+        classes_yaml(tmp_path / "there", text)
+    run(run_of_folder, overrides={"data.dir": str(tmp_path / "there")})
+    [written] = (run_of_folder / "evaluations").glob("val-best-*.json")
+    written = evaluation(run_of_folder, written.stem)
+    assert written["class_names"] == ["road", "car", "tree"]
+    assert np.flatnonzero(np.sum(written["counts"], axis=1)).tolist() == due
+
+
+@pytest.mark.parametrize(
+    ("values", "text", "named"),
+    [
+        ((0, 1, 2), "", "label [12] in"),  # the run's masks had 7, 8 and 11
+        ((0, 1), "names: [road, boat]", "boat"),
+        ((7, 255), "names: [a", "classes.yaml"),
+    ],
+)
+def test_classes_that_are_not_the_runs_are_refused(values, text, named, run_of_folder, tmp_path):
+    write_pairs(tmp_path / "there", range(50, 54), values)
+    if text:
+        classes_yaml(tmp_path / "there", text)
+    with pytest.raises(UserError, match=named):
+        run(run_of_folder, overrides={"data.dir": str(tmp_path / "there")})
 
 
 @pytest.mark.parametrize(("which", "name"), [("latest", "val-latest"), ("12", "val-12")])

@@ -455,6 +455,27 @@ def test_a_run_that_goes_on_with_other_data_says_so(finished_copy, tiny):
     assert sum("the data is not that" in line for line in lines) == 1
 
 
+def test_a_run_goes_on_wherever_its_data_has_moved_and_nowhere_else(finished_copy, tiny, tmp_path):
+    config, lines = tiny.config(train__num_steps=13), []
+    config.data.dir = str(shutil.copytree(tiny.data, tmp_path / "disk2", copy_function=shutil.copyfile))
+    train(config, finished_copy, log=lines.append)
+    assert "going on from step 12" in lines and not any("the data is not that" in line for line in lines)
+    assert configs.read(finished_copy).data.dir == config.data.dir
+    # The test split is not read: what it holds is no matter. A training mask is.
+    shutil.rmtree(tmp_path / "disk2" / "test")
+    shutil.rmtree(tmp_path / "disk2" / "testannot")
+    shutil.copytree(tmp_path / "disk2", tmp_path / "disk3")
+    config.data.dir, config.train.num_steps = str(tmp_path / "disk3"), 14
+    train(config, finished_copy, log=lines.append)
+    for split in ("val", "train"):
+        other = shutil.copytree(tmp_path / "disk2", tmp_path / split)
+        shutil.copyfile(other / f"{split}annot" / f"{split}_0.png", other / f"{split}annot" / f"{split}_1.png")
+        config.data.dir, config.train.num_steps, before = str(other), 15, contents(finished_copy)
+        with pytest.raises(UserError, match=f"split {split} .*disk3"):
+            train(config, finished_copy, log=lines.append)
+        assert contents(finished_copy) == before
+
+
 def test_the_lowest_is_the_best_of_a_score_that_is_a_loss(finished, tiny, tmp_path):
     train(tiny.config(train__best="published/dice", eval__published="a"), tmp_path, log=lambda line: None)
     losses = {row["step"]: row["val/published/dice"] for row in rows(tmp_path) if "val/published/dice" in row}

@@ -5,7 +5,7 @@ Importing this package is light; a data set's module, TensorFlow Datasets and Op
 
 import contextlib
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from jaxseg.data.layout import Scoring
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 
-__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "Scoring", "data_info", "open_dataset"]
+__all__ = ["DATASETS", "VOID_COLOUR", "DataInfo", "Dataset", "Scoring", "data_info", "default_split", "open_dataset"]
 
 DATASETS = {
     "shapes": "jaxseg.data.shapes:Shapes",
@@ -106,6 +106,15 @@ def data_info(name: str, version: str = "", directory: str = "") -> DataInfo:
     return _recipe(name).info_of(version, directory)
 
 
+def default_split(name: str) -> str:
+    """The split of a data set that is scored where no other is named.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    return _recipe(name).eval_split
+
+
 def open_dataset(
     name: str, *, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None
 ) -> Dataset:
@@ -116,7 +125,7 @@ def open_dataset(
       directory: the folder with its files; '' where the data set fetches or makes them, or lies at its usual place.
       version: '' for the data set's default.
       progress: whether preparing shows on standard error how far it is.
-      scoring: of a finished run that is to be scored: only its split, '' for the data set's own, has to be there.
+      scoring: of a finished run that is to be scored: only its split has to be there.
 
     Raises:
       UserError: an unknown name or version, files that are missing or not as they should be, no network where it is
@@ -128,14 +137,12 @@ def open_dataset(
     from jaxseg.data.source import read_notes
 
     recipe = None
-    if scoring:
-        scoring = replace(scoring, split=scoring.split or kind.eval_split)
-        if scoring.divided:
-            # What the run was trained on is prepared already, with all its splits.
-            with contextlib.suppress(UserError):
-                whole = kind(directory, version, False)
-                same = (whole.info.class_names, whole.info.values) == (scoring.info.class_names, scoring.info.values)
-                recipe = whole if same and prepared_at(whole).is_dir() else None
+    if scoring and scoring.divided:
+        # What the run was trained on is prepared already, with all its splits.
+        with contextlib.suppress(UserError):
+            whole = kind(directory, version, False)
+            same = (whole.info.class_names, whole.info.values) == (scoring.info.class_names, scoring.info.values)
+            recipe = whole if same and prepared_at(whole).is_dir() else None
     recipe = recipe or kind(directory, version, progress, scoring)
     if recipe.left_out:
         say(f"{name} at {recipe.origin}, not used: {recipe.left_out}", progress)
@@ -143,6 +150,8 @@ def open_dataset(
     notes = read_notes(path)
     lengths = {split: len(rows) for split, rows in notes["sizes"].items()}
     needed = (scoring.split,) if scoring else (recipe.train_split, recipe.eval_split)
+    if scoring:
+        lookup(lengths, scoring.split, f"split of {name}")
     missing = [split for split in needed if split not in lengths]
     if missing:
         raise UserError(f"{name} at {recipe.origin} has no split '{missing[0]}'; there are {', '.join(lengths)}")
