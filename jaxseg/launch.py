@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from jaxseg.errors import UserError
-from jaxseg.process import one_line_errors
+from jaxseg.process import SIGNALS, at_once, heeded, one_line_errors
 from jaxseg.processes.group import MISTAKE
 from jaxseg.processes.place import free_port
-from jaxseg.writers import print_line
+from jaxseg.streams import keep_streams, print_line
 
 COMMAND = (sys.executable, "-m", "jaxseg.main")
 GRACE = 20.0  # seconds in which the others end once one has; the watch of a group takes one
@@ -35,28 +35,30 @@ def launch(
 ) -> int:
     """Runs `command` with `arguments` in so many processes, and again where one of them is lost.
 
-    What they print is logged a line at a time behind their numbers. SIGTERM and Ctrl-C are passed on; a second one
-    kills them.
+    What they print is logged a line at a time behind their numbers. A signal asks all of them to save and end; a second
+    one changes nothing, a third, later, kills them, see `process.at_once`.
 
     Returns:
       The exit status: 0, that of a mistake which starting again does not mend, or that of the last try.
     """
     signals: list[int] = []
+    times: list[float] = []
     children: list[subprocess.Popen] = []
 
     def tell(child: subprocess.Popen) -> None:
-        if len(signals) > 1:
+        if at_once(times):
             _kill(child)
         elif child.poll() is None:
             child.send_signal(signal.SIGTERM)
 
     def pass_on(number, frame):
         signals.append(number)
-        for child in children:
-            tell(child)
+        times.append(time.monotonic())
+        if len(times) == 1 or at_once(times):
+            for child in children:
+                tell(child)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         for restarts in range(max_restarts + 1):
             address = f"--coordinator=localhost:{free_port()}"
@@ -67,8 +69,8 @@ def launch(
                     env=os.environ | _devices(i, num_processes),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
+                    encoding="utf-8",
+                    errors="backslashreplace",
                     # Ctrl-C on a terminal goes to a whole group of processes, and would come twice.
                     start_new_session=True,
                 )
@@ -80,7 +82,8 @@ def launch(
             if signals:
                 return 128 + signals[0]
             # A signal to one of them has stopped all, in order; of what was killed the status is the signal's.
-            lost = [status for status in statuses if status not in (0, MISTAKE, 128 + signal.SIGTERM)]
+            ends = (0, MISTAKE, *(128 + number for number in SIGNALS))
+            lost = [status for status in statuses if status not in ends]
             if not lost:
                 return max(statuses)
             if restarts < max_restarts:
@@ -106,8 +109,7 @@ def _watch(children: Sequence[subprocess.Popen], log: Callable[[str], object]) -
     def forward(number: int, child: subprocess.Popen) -> None:
         with child.stdout:
             for line in child.stdout:
-                with contextlib.suppress(OSError):  # nobody listens any more; the process is to go on
-                    log(f"[{number}] {line.rstrip()}")
+                log(f"[{number}] {line.rstrip()}")
 
     threads = [threading.Thread(target=forward, args=pair, daemon=True) for pair in enumerate(children)]
     for thread in threads:
@@ -160,6 +162,7 @@ def _put_on_cores(pid: int, number: int, num_processes: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
+    keep_streams()
     parser = argparse.ArgumentParser(
         prog="python -m jaxseg.launch",
         usage="%(prog)s --num_processes=N [--max_restarts=N] -- --config=... [flags of jaxseg.main]",

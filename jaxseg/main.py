@@ -1,7 +1,6 @@
 """The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
 
 import contextlib
-import functools
 import inspect
 import itertools
 import logging as stdlib_logging
@@ -15,11 +14,12 @@ from ml_collections import config_flags
 
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
-from jaxseg.process import Interrupted, one_line_errors, use_compile_cache, use_huge_pages
+from jaxseg.process import Interrupted, ignore_signals, one_line_errors, use_compile_cache, use_huge_pages
 from jaxseg.processes import together
 from jaxseg.processes.facts import Facts, code_facts
 from jaxseg.processes.group import Group
 from jaxseg.processes.place import Place, detect_place, place_from_flags
+from jaxseg.streams import keep_streams, print_line
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
@@ -133,19 +133,16 @@ def run(_) -> None:
     orbax = f"{os.sep}orbax{os.sep}"
     logging.get_absl_logger().addFilter(lambda record: not record.exc_info or orbax not in record.pathname)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
-    sys.unraisablehook = lambda unraisable: None
+    sys.unraisablehook = _unraisable
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     workdir = WORKDIR.value or default_workdir(config_file) + ("-sweep" if SWEEP.value else "")
     try:
         if MODE.value == "eval":
-            import jax
-
             from jaxseg.score import eval_run
 
             facts = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, **overrides}
             # Nothing is to be saved: a signal ends a process at once, and the others with it.
-            jax.config.update("jax_enable_preemption_service", False)
             with _group(workdir, {"flags": facts}):
                 use_compile_cache()
                 eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
@@ -164,8 +161,15 @@ def run(_) -> None:
                 use_compile_cache()
                 train(CONFIG.value, workdir, group=group)
     except Interrupted as signal:
+        ignore_signals()
         # What shells give for a process that a signal ended.
         sys.exit(128 + signal.number)
+
+
+def _unraisable(raised) -> None:
+    # What TensorStore calls back into Orbax's event loop with, once a failed save has closed that.
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def _place() -> Place | None:
@@ -181,12 +185,13 @@ def _group(workdir: str, facts: Facts) -> contextlib.AbstractContextManager[Grou
         return contextlib.nullcontext()
     timeouts = {"start_timeout": START_TIMEOUT.value, "silence": SILENCE_TIMEOUT.value}
     facts = {"code": code_facts(), "mode": {"mode": MODE.value}, **facts}
-    return together(place, facts, workdir, **timeouts, say=functools.partial(print, flush=True))
+    return together(place, facts, workdir, **timeouts, say=print_line)
 
 
 def main() -> None:
     """Parses the flags and runs; a mistake of the user's ends in one message and status 1."""
     use_huge_pages()
+    keep_streams()
     with one_line_errors():
         app.run(run, flags_parser=parse)
 

@@ -20,6 +20,7 @@ from jaxseg.process import one_line_errors, use_compile_cache
 from jaxseg.protocols import from_config
 from jaxseg.state import abstract_variables
 from jaxseg.step import fill_colour, normalise
+from jaxseg.streams import keep_streams, print_line
 from jaxseg.windows import strips
 
 WINDOWS = 4  # that go through the network at a time
@@ -162,7 +163,7 @@ def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray
 
 
 def predict_files(
-    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int | None = None, log=print
+    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int | None = None, log=print_line
 ) -> int:
     """Predicts an image or every image of a folder; `NAME.png` and `NAME_overlay.png` go to `output`.
 
@@ -267,6 +268,7 @@ def _check_outputs(names: Mapping[pathlib.Path, str], folder: pathlib.Path) -> N
 
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
+    keep_streams()
     parser = argparse.ArgumentParser("python -m jaxseg.predict", description="A trained run on images of any size.")
     parser.add_argument("--workdir", required=True, help="the run to use: the --workdir of its training")
     parser.add_argument("--input", required=True, help="an image, or a folder of images")

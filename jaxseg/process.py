@@ -5,7 +5,9 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxseg.errors import UserError
 
@@ -40,7 +42,8 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        ignore_signals()
+        sys.exit(128 + signal.SIGINT)
 
 
 def use_compile_cache() -> None:
@@ -85,28 +88,75 @@ def without_convolutions() -> Iterator[None]:
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C came; `number` is the signal's."""
+    """A signal of `SIGNALS` came; `number` is the signal's."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+BURST = 1.0  # seconds in which signals, however many, are one request
+
+
+def heeded() -> list[signal.Signals]:
+    """Those of `SIGNALS` that end a run: SIGHUP (a terminal closed) only where it was not ignored before (`nohup`)."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def at_once(times: Sequence[float]) -> bool:
+    """Whether signals that came at these `times`, in seconds, ask for an end at once, without saving.
+
+    The first asks to save and end; a second changes nothing; the third does, unless all came within `BURST`.
+    """
+    return len(times) > 2 and times[-1] - times[0] > BURST
+
+
+def _exit(number: int) -> None:
+    os._exit(128 + number)
+
+
 @contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], int]]:
-    """A function that tells which of SIGTERM and Ctrl-C came, 0 for none; a second one ends the process at once."""
+def catch_signals(end: Callable[[int], object] = _exit) -> Iterator[Callable[[], int]]:
+    """A function that tells the first of the signals `heeded` that came, 0 for none.
+
+    Where they ask for an end `at_once`, a thread calls `end` with the last of them, whatever else the process waits in.
+    """
     caught: list[int] = []
-    before = {}
+    try:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        wakes = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    except ValueError:  # outside the main thread there are no signals to catch
+        os.close(reader)
+        os.close(writer)
+        yield lambda: 0
+        return
 
-    def note(number, frame):
-        caught.append(number)
-        signal.signal(number, before[number])
+    def watch() -> None:
+        # Python's own handlers wait for the main thread, which may never come back from a call into a library.
+        times = []
+        while came := os.read(reader, 64):
+            numbers = [number for number in came if number in before]
+            times += [time.monotonic()] * len(numbers)
+            if numbers and at_once(times):
+                end(numbers[-1])
 
-    with contextlib.suppress(ValueError):  # outside the main thread there are no signals to catch
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number)) for number in heeded()}
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    thread.start()
     try:
         yield lambda: caught[0] if caught else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakes)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def ignore_signals() -> None:
+    """For what is left of a command that a signal has ended: another one is to change nothing of that."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -28,8 +28,9 @@ from jaxseg import files, forms
 from jaxseg.compare import compare
 from jaxseg.errors import UserError
 from jaxseg.lookup import nearest
-from jaxseg.process import Interrupted
-from jaxseg.writers import duration, print_line
+from jaxseg.process import Interrupted, heeded
+from jaxseg.streams import print_line
+from jaxseg.writers import duration
 
 COMMAND = (sys.executable, "-m", "jaxseg.main")
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple such as (0.5,2.0)"}
@@ -221,17 +222,16 @@ def _train(run: Run, flags: Sequence[str], caught: list[int], children: list) ->
 
 @contextlib.contextmanager
 def _passing_signals_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
-    """The signals that came, each passed on to the children as it came; a terminal that is closed is SIGTERM."""
+    """The signals that came, each passed on to the children as it came: what a third one does is theirs to say."""
     caught, children, before = [], [], {}
 
     def pass_on(number, frame):
-        number = signal.SIGTERM if number == signal.SIGHUP else number
         caught.append(number)
         for child in children:
             child.send_signal(number)
 
     with contextlib.suppress(ValueError):  # outside the main thread there are no signals to catch
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in heeded():
             before[number] = signal.signal(number, pass_on)
     try:
         yield caught, children
@@ -242,4 +242,4 @@ def _passing_signals_on() -> Iterator[tuple[list[int], list[subprocess.Popen]]]:
 
 def _compare(runs: Sequence[Run], output: pathlib.Path, log: Callable[[str], object]) -> None:
     compare([run.workdir for run in runs], output, log=log)
-    log((output / "table.md").read_text().rstrip())
+    log((output / "table.md").read_text(encoding="utf-8").rstrip())

@@ -66,6 +66,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     state = steps.state
 
     with (
+        # Until all is closed: a second signal is not to come between.
+        (group.catch_signals if group else catch_signals)() as signalled,
         record.disk_errors(workdir),
         checkpoint.Checkpoints(record.make_workdir(workdir)) as checkpoints,
         contextlib.ExitStack() as stack,
@@ -103,7 +105,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             writers.message(f"going on from step {start}")
 
         # ------------------------------------------------------------------------------------------------- the loop
-        signalled = stack.enter_context(group.catch_signals() if group else catch_signals())
         pace = Pace(group) if group else None
         images = None
         if config.data.on_device:

@@ -5,7 +5,6 @@ own when a writer is opened, and every call for an event file waits in that thre
 it is missing, all but the event files goes on.
 """
 
-import functools
 import json
 import math
 import os
@@ -21,11 +20,11 @@ from tqdm import tqdm
 from jaxseg import forms
 from jaxseg.errors import UserError, shown
 from jaxseg.files import METRICS, read_bytes, replacing
+from jaxseg.streams import print_line
 
 EVENTS = "events"
 PACKAGES = {"tensorflow": ("TensorFlow", "tensorflow-cpu"), "tensorboard": ("TensorBoard", "tensorboard")}
 Log = Callable[[str], object]
-print_line = functools.partial(print, flush=True)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
@@ -164,7 +163,7 @@ class _FileWriters(Writers):
         self._num_steps = num_steps
         self._start: tuple[int, float] | None = None
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             layout = "{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=num_steps, initial=resume_step, file=sys.stderr, bar_format=layout)
         self._events = None

@@ -24,6 +24,7 @@ MODEL_HALF = (
     "errors",
     "files",
     "forms",
+    "streams",
 )
 LIBRARIES = {"jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "safetensors"}
 # What one file may import besides, inside a function: not everybody has it, and few need it.
@@ -83,13 +84,13 @@ def test_the_model_half_stands_on_jax_alone(path):
 
 def test_networks_know_nothing_of_training():
     for path in modules("models"):
-        assert ours(imports(path)) <= {"models", "partition", "lookup", "errors", "files", "forms"}
+        assert ours(imports(path)) <= {"models", "partition", "lookup", "errors", "files", "forms", "streams"}
 
 
 def test_the_data_half_knows_no_networks():
     for path in modules("data"):
         names = imports(path)
-        assert ours(names) <= {"data", "lookup", "errors", "files", "forms"}, path
+        assert ours(names) <= {"data", "lookup", "errors", "files", "forms", "streams"}, path
         assert not {name.split(".")[0] for name in names} & {"flax", "optax"}, path
 
 

@@ -192,3 +192,42 @@ def test_a_real_network_is_trained_scored_and_used_by_the_commands(tiny, tmp_pat
     with Image.open(tmp_path / "out" / image.name) as mask:
         assert np.array(mask).shape == (48, 64) and np.array(mask).max() < 11
     assert pathlib.Path(tmp_path / "out" / f"{image.stem}_overlay.png").is_file()
+
+
+STREAMS = [">&- 2>&- <&-", "| head -1", ">/dev/full 2>&1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected", STREAMS)
+def test_a_run_whose_streams_take_nothing_trains_to_its_end(redirected, finished, tiny, tmp_path):
+    code = f"import helpers\nhelpers.register()\n{WITHOUT_TENSORFLOW}\nhelpers.run_module('jaxseg.main')"
+    shell = f'"$0" -c "$1" "${{@:2}}" {redirected}; exit ${{PIPESTATUS[0]}}'
+    arguments = [*flags_of(tiny.config()), f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable, code, *arguments],
+        cwd=ROOT,
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("standard output") == ("|" in redirected), done.stderr
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves(finished, tiny, tmp_path):
+    arguments = ["jaxseg.main", *flags_of(tiny.config()), f"--workdir={tmp_path}"]
+    process = tiny.start(*arguments, before=WITHOUT_TENSORFLOW + SLOW_STEPS)
+    for line in process.stdout:
+        if line.startswith("step 4/12 "):
+            break
+    process.stdout.close()
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    assert 4 <= steps(tmp_path, "latest")[0] < 12
+    status, _, err = tiny.run(*arguments, before=WITHOUT_TENSORFLOW)
+    assert status == 0, err
+    assert_same_run(tmp_path, finished)

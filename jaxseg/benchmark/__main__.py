@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxseg.errors import UserError
 from jaxseg.process import one_line_errors, use_huge_pages
+from jaxseg.streams import keep_streams
 
 MODES = ("train", "infer", "latency", "input", "scaling")
 
@@ -283,4 +284,5 @@ def _print_table(result: dict[str, Any]) -> None:
 if __name__ == "__main__":
     with one_line_errors():
         use_huge_pages(keep=True)
+        keep_streams()
         main(sys.argv[1:])

@@ -23,6 +23,7 @@ from jaxseg.benchmark.peers import import_torch
 from jaxseg.errors import UserError
 from jaxseg.models import layers
 from jaxseg.process import one_line_errors, use_huge_pages
+from jaxseg.streams import keep_streams
 
 
 @dataclasses.dataclass
@@ -368,4 +369,5 @@ def _row(result: dict, names: Sequence[str]) -> str:
 if __name__ == "__main__":
     with one_line_errors():
         use_huge_pages(keep=True)
+        keep_streams()
         main(sys.argv[1:])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jaxseg.errors import UserError
 from jaxseg.files import replacing
+from jaxseg.streams import print_line
 
 IMAGES = 6
 
@@ -21,7 +22,7 @@ def compare(
     output: str | os.PathLike,
     *,
     images: int = IMAGES,
-    log: Callable[[str], object] = print,
+    log: Callable[[str], object] = print_line,
 ) -> None:
     """Writes `table.md`, `table.csv` and `report.html`, which needs no file beside it, of finished or running runs.
 
@@ -58,7 +59,7 @@ def compare(
 
 
 def write_reproduction(
-    workdirs: Sequence[str | os.PathLike], file: str, *, log: Callable[[str], object] = print
+    workdirs: Sequence[str | os.PathLike], file: str, *, log: Callable[[str], object] = print_line
 ) -> None:
     """Writes the table of published experiments, `configs/reproduce/README.md`, from runs of the configs beside it.
 

@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from jaxseg.compare import IMAGES, compare, write_reproduction
+from jaxseg.streams import keep_streams
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
@@ -12,6 +13,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
 
 def main() -> None:
     """Parses the arguments and compares; a mistake of the user's ends in one message and status 1."""
+    keep_streams()
     parser = argparse.ArgumentParser(
         "python -m jaxseg.compare",
         description="Finished or running runs beside each other: table.md, table.csv and report.html, which opens in "

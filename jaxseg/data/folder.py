@@ -43,6 +43,7 @@ from jaxseg.data.look import look, read_values
 from jaxseg.data.progress import say
 from jaxseg.data.recipe import Recipe, read_image
 from jaxseg.errors import UserError, shown
+from jaxseg.streams import keep_streams
 
 
 class Folder(Recipe):
@@ -101,6 +102,7 @@ def report(directory: str) -> str:
 
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
+    keep_streams()
     parser = argparse.ArgumentParser(
         "python -m jaxseg.data.folder",
         description=f"What is in a folder of images and masks.\n\n{__doc__.partition(chr(10))[2]}",

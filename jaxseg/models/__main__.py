@@ -17,6 +17,7 @@ from jaxseg.lookup import lookup
 from jaxseg.models import FAMILIES, create_model
 from jaxseg.models.backbones import BACKBONES
 from jaxseg.models.cost import multiply_adds, num_params
+from jaxseg.streams import keep_streams
 
 DIFFERENCES = pathlib.Path(__file__).with_name("differences.json")
 BEGIN, END = "<!-- zoo: python -m jaxseg.models --write -->\n", "<!-- end of zoo -->"
@@ -68,6 +69,7 @@ def write(readme: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_streams()
     try:
         if sys.argv[1:] == ["--write"]:
             write(pathlib.Path(__file__).parents[2] / "README.md")

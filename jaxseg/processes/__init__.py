@@ -35,6 +35,8 @@ def together(
     from jax.experimental import multihost_utils
 
     _abort_later()
+    # Its handler of SIGTERM would take the place of ours, which tells the others itself.
+    jax.config.update("jax_enable_preemption_service", False)
     with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
         jax.distributed.initialize(
             coordinator_address=group.jax_address,

@@ -1,7 +1,6 @@
 """Processes that have met: they agree, live and end together."""
 
 import contextlib
-import itertools
 import os
 import queue
 import select
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxseg.errors import UserError
-from jaxseg.process import Interrupted
+from jaxseg.process import Interrupted, catch_signals
 from jaxseg.processes.facts import Facts, difference, in_words
 from jaxseg.processes.line import Line
 from jaxseg.processes.place import Place
@@ -49,6 +48,11 @@ class Group:
         self._told: queue.Queue[tuple[int, Any]] = queue.Queue()  # facts that others sent, or what was found of them
         self.paces: dict[int, dict[str, float]] = {}
         self.waits_since: float | None = None
+        self._decisions: queue.Queue[Any] = queue.Queue()  # of process 0, in the others
+        # The signal that stops all, and the call of the function of `catch_signals` at which it does; 0 for none.
+        self._stopping, self._stop_at = 0, 0
+        self._calls, self._calls_change = 0, threading.Condition()
+        self._calls_of: dict[int, int] = {}  # in process 0, once a signal has come
         self._waits: dict[int, float] = {}  # seconds, by number
         self._late: dict[int, float] = {}
 
@@ -92,24 +96,80 @@ class Group:
         if number:
             self._lines[0].send(pace=figures)
 
+    def decided(self, value: Any) -> Any:
+        """The `value` of process 0, in all processes: what is decided once is decided there. All call it equally often.
+
+        Args:
+          value: what JSON can hold; NaN and infinities too.
+        """
+        if self.place.process_id:
+            return self._decisions.get()
+        for line in list(self._lines.values()):
+            line.send(decision=value)
+        return value
+
     @contextlib.contextmanager
     def catch_signals(self) -> Iterator[Callable[[], int]]:
-        """As `process.catch_signals`, but SIGTERM or Ctrl-C to any process is told to all of them, at the same call.
+        """As `process.catch_signals`, but a signal to any process is told to all of them, at the same call.
 
-        All of them must call the function equally often. JAX's runtime catches SIGTERM itself.
+        All of them must call the function equally often.
         """
-        from jax.experimental import multihost_utils
+        with catch_signals(self._end_all) as signalled:
+            told = False
 
-        def pass_on(number, frame):
-            signal.signal(number, before)
-            os.kill(os.getpid(), signal.SIGTERM)
+            def ask() -> int:
+                nonlocal told
+                if (number := signalled()) and not told:
+                    told = True
+                    self._stop(number)
+                with self._calls_change:
+                    # Where one that is ahead would go on, the others could not come to the same call.
+                    self._calls_change.wait_for(lambda: self._stop_at or not self._stopping)
+                    self._calls += 1
+                    return self._stopping if self._stop_at and self._calls >= self._stop_at else 0
 
-        before = signal.signal(signal.SIGINT, pass_on)
-        calls = itertools.count(1)
-        try:
-            yield lambda: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(next(calls)) else 0
-        finally:
-            signal.signal(signal.SIGINT, before)
+            yield ask
+
+    def _stop(self, number: int) -> None:
+        """Process 0 learns of a signal, holds all and asks how far they are; once all have answered it says where."""
+        if self.place.process_id:
+            self._lines[0].send(signal=number)
+            return
+        with self._calls_change:
+            if self._stopping:
+                return
+            self._stopping, calls = number, self._calls
+        for line in list(self._lines.values()):
+            line.send(stopping=number)
+        self._count_calls(0, calls)
+
+    def _hold(self, number: int) -> int:
+        """From here on no call comes back before it is known which one is the last; how many have."""
+        with self._calls_change:
+            self._stopping = number
+            return self._calls
+
+    def _count_calls(self, process_id: int, calls: int) -> None:
+        with self._calls_change:
+            self._calls_of[process_id] = calls
+            if not self._calls_of.keys() >= {0, *self._lines}:
+                return
+            stop_at = 1 + max(self._calls_of.values())
+        for line in list(self._lines.values()):
+            line.send(stop_at=stop_at)
+        self._stop_where(stop_at)
+
+    def _stop_where(self, call: int) -> None:
+        with self._calls_change:
+            self._stop_at = call
+            self._calls_change.notify_all()
+
+    def _end_all(self, number: int) -> None:
+        """At once, without saving: what a third signal asks for."""
+        why = f"{self.names[self.place.process_id]} was ended by a third {signal.Signals(number).name}"
+        for line in list(self._lines.values()):
+            line.send(lost=why, status=128 + number)
+        os._exit(128 + number)
 
     def __enter__(self) -> "Group":
         return self
@@ -183,6 +243,16 @@ class Group:
                     self._told.put((number, message["agreed"]))
                 if "pace" in message:
                     self.paces[number] = message["pace"]
+                if "decision" in message:
+                    self._decisions.put(message["decision"])
+                if "signal" in message:
+                    self._stop(message["signal"])
+                if "stopping" in message:
+                    line.send(calls=self._hold(message["stopping"]))
+                if "calls" in message:
+                    self._count_calls(number, message["calls"])
+                if "stop_at" in message:
+                    self._stop_where(message["stop_at"])
         return ""
 
     def _name_the_late(self) -> None:
