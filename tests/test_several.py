@@ -23,7 +23,7 @@ pytest_plugins = ["tiny_runs"]
 
 # Not Adam: it makes full steps of the rounding in the gradient of a bias that BatchNorm takes away again.
 SETTINGS = {"data__batch_size": 4, "data__eval_batch_size": 4, "train__log_every": 1, "optim__name": "sgd"}
-KILLS = int(os.environ.get("JAXSEG_KILLS", "4"))  # of one run; twenty take ten minutes
+KILLS = int(os.environ.get("JAXSEG_KILLS", "2"))  # of one run; .ci/nightly has twenty, which take ten minutes
 # Every process notes the records of each of its steps beside the workdir.
 NOTE_IDS = """
 import json, os, jax

@@ -210,6 +210,7 @@ def test_it_learns_two_images_by_heart_and_says_the_same_in_bfloat16():
     assert (halved["preds"] != result["preds"]).mean() < 0.01
 
 
+@pytest.mark.nightly
 def test_deeplabv3_learns_two_images_by_heart():
     model = deeplabv3(num_classes=3, features=32, rates=(1, 2, 3), dropout=0.0, align_corners=False)
     accuracy, loss = learn_two_images_by_heart(model, steps=80)

@@ -89,6 +89,7 @@ def test_an_image_is_scored_alike_in_any_batch():
     check_scores_alike_in_any_batch(small(), random_images(3, 48, 80, 8))
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart():
     model = create_model("fcn", backbone="resnet18", num_classes=3, dropout=0.0, aux_head=True)
     accuracy, loss = learn_two_images_by_heart(model)
@@ -192,6 +193,7 @@ def test_a_stride_that_there_is_not_is_refused():
         fcn_vgg(output_stride=16)
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart_on_vgg():
     model = FCNVGG(vgg16_bn(width=64), 3, width=64, dropout=0.0)
     accuracy, loss = learn_two_images_by_heart(model, learning_rate=1e-3)

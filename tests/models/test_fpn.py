@@ -138,6 +138,7 @@ def test_dropout_leaves_out_whole_channels_of_what_was_merged():
     assert not np.array_equal(*gone)
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart():
     accuracy, loss = learn_two_images_by_heart(fpn(num_classes=3, pyramid_features=64, features=32, dropout=0.0))
     assert accuracy > 0.99

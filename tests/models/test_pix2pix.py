@@ -56,6 +56,7 @@ def test_an_image_is_scored_alike_in_any_batch():
     check_scores_alike_in_any_batch(small(), random_images(3, 48, 80, 3))
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart():
     accuracy, loss = learn_two_images_by_heart(
         unet(3, "vgg16_bn", features=(32, 32, 16, 16), backbone_options={"width": 16})

@@ -114,6 +114,7 @@ def test_an_image_is_scored_alike_in_any_batch():
     check_scores_alike_in_any_batch(small(), random_images(3, 48, 80, 3))
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart():
     accuracy, loss = learn_two_images_by_heart(pspnet(num_classes=3, features=32, dropout=0.0))
     assert accuracy > 0.99

@@ -104,6 +104,7 @@ def test_local_response_norm_equals_pytorch():
         np.testing.assert_allclose(local_response_norm(x), due.numpy().transpose(0, 2, 3, 1), rtol=1e-5)
 
 
+@pytest.mark.nightly
 def test_it_learns_two_images_by_heart():
     accuracy, loss = learn_two_images_by_heart(segnet("basic", features=16))
     assert accuracy > 0.99

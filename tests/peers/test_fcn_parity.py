@@ -2,6 +2,7 @@
 
 import pytest
 from parity import NUM_CLASSES, check_export, check_logits, check_training_step
+from tiers import nightly
 
 from jaxseg.models import create_model
 
@@ -10,8 +11,10 @@ pytestmark = pytest.mark.peers
 TORCHVISION = {"backbone_options": {"dilate_first_block": False}}
 
 
-@pytest.mark.parametrize("aux_head", [False, True])
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    ("backbone", "aux_head"),
+    [("resnet50", True), *nightly(("resnet50", False), ("resnet101", False), ("resnet101", True))],
+)
 def test_fcn_equals_torchvision(backbone, aux_head, torchvision, randomise, tmp_path):
     build = getattr(torchvision.models.segmentation, f"fcn_{backbone}")
     theirs = randomise(build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=aux_head))
@@ -20,7 +23,7 @@ def test_fcn_equals_torchvision(backbone, aux_head, torchvision, randomise, tmp_
     check_export(ours, variables, theirs, "torchvision", tmp_path)
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+@pytest.mark.parametrize("backbone", ["resnet50", *nightly("resnet101")])
 def test_a_training_step_of_fcn_with_its_auxiliary_head_equals_torchvision(backbone, torchvision, randomise):
     build = getattr(torchvision.models.segmentation, f"fcn_{backbone}")
     theirs = build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
