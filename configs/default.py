@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
     train.seed = 0  # of weights, order, augmentation and dropout
 
     config.eval = scored = ConfigDict()
-    scored.split = ""  # that is scored, as `val/...` whichever it is; '': the data set's own choice
+    scored.split = ""  # that is scored, under its own name, `test/mean_iou`; '': the data set's own choice
     scored.protocol = "whole"  # whole, resize, resize_labels, center_crop or slide, see jaxseg/protocols.py
     # (pixels,) or (height, width) that the protocol resizes or crops to, or of the windows of slide.
     scored.size = ()

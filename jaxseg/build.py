@@ -186,7 +186,7 @@ def check_score(config: ConfigDict, info: DataInfo) -> None:
     if config.eval.published:
         no_images = collections.defaultdict(lambda: np.zeros(0))
         nothing.published = DEFINITIONS[config.eval.published](nothing.counts, no_images)
-    scores = {name.removeprefix("val/"): value for name, value in nothing.scalars(info.class_names).items()}
+    scores = nothing.named(info.class_names)
     scores = {name: value for name, value in scores.items() if name not in ("absent_classes", "pixels")}
     lookup(scores, config.train.best, "score (train.best)")
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxseg import metrics
+from jaxseg.files import score_key
 from jaxseg.step import put_batch
 
 
@@ -46,11 +47,14 @@ class Evaluation:
             values |= {f"boundary_f1/{name}": float(value) for name, value in boundary}
         return values
 
-    def scalars(self, class_names: tuple[str, ...], prefix: str = "val") -> dict[str, float]:
-        """All scores under their names in `metrics.jsonl`: `val/mean_iou`, `val/published/f1`, ..."""
+    def named(self, class_names: tuple[str, ...]) -> dict[str, float]:
+        """All scores and the loss under the names that `train.best` has for them: `mean_iou`, `published/f1`, ..."""
         values = {"loss": self.loss, **self.scores(class_names)}
-        values |= {f"published/{name}": value for name, value in self.published.items()}
-        return {f"{prefix}/{name}": value for name, value in values.items()}
+        return values | {f"published/{name}": value for name, value in self.published.items()}
+
+    def scalars(self, class_names: tuple[str, ...], split: str) -> dict[str, float]:
+        """The same under their names in `metrics.jsonl`, see `files.score_key`: `test/mean_iou`, ..."""
+        return {score_key(split, name): value for name, value in self.named(class_names).items()}
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import IdentityTransform
 
-from jaxseg.files import replacing
+from jaxseg.files import replacing, score_key
 
 DPI = 100
 OVERLAY_PIXELS = 2**20  # that are computed at a time, in float64
@@ -264,13 +264,14 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.array([values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))])
 
 
-def curves(metrics: Sequence[Mapping], path: str | os.PathLike) -> None:
+def curves(metrics: Sequence[Mapping], path: str | os.PathLike, split: str) -> None:
     """Draws the curves of a run as a PNG: the losses, and mean IoU and pixel accuracy with the best step marked.
 
     Args:
-      metrics: the rows of `metrics.jsonl`: `step` and any of `train/loss`, `val/loss`, `val/mean_iou` and
-        `val/pixel_accuracy`. A value that is missing, None or not finite is left out.
+      metrics: the rows of `metrics.jsonl`: `step` and any of `train/loss`, `SPLIT/loss`, `SPLIT/mean_iou` and
+        `SPLIT/pixel_accuracy`. A value that is missing, None or not finite is left out.
       path: the file; it appears whole or not at all.
+      split: that is scored.
     """
     figure = _figure(1200, 450)
     losses, scores = figure.subplots(1, 2)
@@ -282,27 +283,28 @@ def curves(metrics: Sequence[Mapping], path: str | os.PathLike) -> None:
         losses.plot(steps, values, color="tab:blue", alpha=alpha, linewidth=0.8, marker=marker, label="train")
         if smooth:
             losses.plot(steps, _smoothed(values), color="tab:blue", linewidth=1.8, label="train, smoothed")
-    steps, values = _series(metrics, "val/loss")
+    steps, values = _series(metrics, score_key(split, "loss"))
     if len(steps):
-        losses.plot(steps, values, color="tab:orange", marker="o", markersize=4, label="val")
+        name = split if split != "train" else "train, whole split"
+        losses.plot(steps, values, color="tab:orange", marker="o", markersize=4, label=name)
     losses.set_title("loss")
 
     best = ""
-    for key, name, colour in (
-        ("val/mean_iou", "mean IoU", "tab:green"),
-        ("val/pixel_accuracy", "pixel accuracy", "tab:purple"),
+    for score, name, colour in (
+        ("mean_iou", "mean IoU", "tab:green"),
+        ("pixel_accuracy", "pixel accuracy", "tab:purple"),
     ):
-        steps, values = _series(metrics, key)
+        steps, values = _series(metrics, score_key(split, score))
         if not len(steps):
             continue
         scores.plot(steps, values, color=colour, marker="o", markersize=4, label=name)
-        if key == "val/mean_iou":
+        if score == "mean_iou":
             top = int(values.argmax())
             best = f": best mean IoU {values[top]:.3f} at step {steps[top]:.0f}"
             scores.plot(
                 steps[top], values[top], "*", color=colour, markersize=16, markeredgecolor="black", label="best"
             )
-    scores.set_title(f"validation{best}")
+    scores.set_title(f"{split}{best}")
     scores.set_ylim(0, 1)
 
     for axes in (losses, scores):

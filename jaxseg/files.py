@@ -15,7 +15,20 @@ RUN = "run.json"  # what is known of the run, how far it is, how fast it was
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
-VAL_BEST = "val-best.json"  # in there, the best evaluation of training, whatever split it was of
+
+
+def evaluation(split: str, checkpoint: str, *others: str) -> str:
+    """The name of a file in `EVALUATIONS`: `test-best.json`, which training writes too, `val-latest-PROTOCOL.json`."""
+    return "-".join([split, checkpoint, *others]) + ".json"
+
+
+def score_key(split: str, score: str) -> str:
+    """The name of a score of a split in rows of metrics and TensorBoard: `test/mean_iou`.
+
+    `train/loss` is the mean loss of steps, in the rows of training; where the training split is scored, its loss is
+    `train/split_loss`.
+    """
+    return f"{split}/{'split_loss' if (split, score) == ('train', 'loss') else score}"
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

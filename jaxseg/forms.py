@@ -188,6 +188,7 @@ FORMS = {
     files.RUN: File(
         "what is known of a run",
         {
+            "split": Maybe(NAME),
             "status": Maybe({"running", "finished", "stopped", "stopped early", "failed"}),
             "parameters": Maybe(COUNT),
             "multiply_adds": Maybe((COUNT, Number(0, 1e18))),

@@ -57,6 +57,7 @@ class Record:
     """One run's, from its start or from where it goes on: process 0 writes, the others only count.
 
     Attributes:
+      split: that is scored; its name stands before and beside every score.
       progress: what a checkpoint keeps, see `FRESH`.
       lower_is_better: whether the lowest of the score that `train.best` names is the best.
     """
@@ -73,9 +74,11 @@ class Record:
         *,
         start: int,
         num_steps: int,
+        split: str,
     ):
         self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
         self.checkpoints, self.writers, self.num_steps = checkpoints, writers, num_steps
+        self.split = split
         self.progress = copy.deepcopy(progress)
         self.lower_is_better = configs.lower_is_better(config.train.best, config.eval.published)
         self._start, self._steps = start, 0
@@ -201,26 +204,27 @@ class Record:
 
     # ---------------------------------------------------------------------------------------------------- evaluations
 
-    def evaluation(self, step: int, split: str, result: Evaluation, seconds: float) -> tuple[float, bool]:
+    def evaluation(self, step: int, result: Evaluation, seconds: float) -> tuple[float, bool]:
         """Writes scores and pictures of an evaluation; the score that `train.best` names, and whether it is the best.
 
         One that is no number, for there was nothing to score, is never the best.
         """
         info, name, protocol = self.dataset.info, self.config.train.best, from_config(self.config.eval).words
-        scalars = result.scalars(info.class_names)
-        score, best = scalars[f"val/{name}"], self.progress["best_score"]
+        split = self.split
+        scalars = result.named(info.class_names)
+        score, best = scalars[name], self.progress["best_score"]
         is_best = math.isfinite(score) and (best is None or (score < best if self.lower_is_better else score > best))
         if is_best:
             self.progress |= {"best_score": score, "best_step": step, "stale": 0}
         else:
             self.progress["stale"] += 1
         self.progress["evaluated"] = step
-        self.writers.scalars(step, scalars)
+        self.writers.scalars(step, result.scalars(info.class_names, split))
         if jax.process_index() == 0:
             if is_best:
                 named = {"split": split, "which": "best", "step": step, "protocol": protocol, "seconds": seconds}
                 content = self.dataset.contents[split]
-                write_evaluation(self.workdir, files.VAL_BEST, result, info, content=content, **named)
+                write_evaluation(self.workdir, files.evaluation(split, "best"), result, info, content=content, **named)
             picture = figures.prediction_figure(
                 [example["images"] for example in result.examples],
                 [example["labels"] for example in result.examples],
@@ -229,14 +233,14 @@ class Record:
                 palette=info.palette,
                 titles=[example["id"] for example in result.examples],
             )
-            self.writers.images(step, {"val/predictions": picture})
+            self.writers.images(step, {f"{split}/predictions": picture})
             figures.write_png(self.workdir / "figures" / f"step_{step:07d}.png", picture)
-        absent = scalars["val/absent_classes"]
+        absent = scalars["absent_classes"]
         present = f" over {info.num_classes - absent} of {info.num_classes} classes (the others are absent)"
         self.writers.message(
-            f"step {step}: {split} mean IoU {scalars['val/mean_iou']:.4f}"
+            f"step {step}: {split} mean IoU {scalars['mean_iou']:.4f}"
             + (present if absent else "")
-            + f", pixel accuracy {scalars['val/pixel_accuracy']:.4f}, loss {result.loss:.4f}"
+            + f", pixel accuracy {scalars['pixel_accuracy']:.4f}, loss {result.loss:.4f}"
             + ("" if name in ("mean_iou", "pixel_accuracy", "loss") else f", {name} {score:.4f}")
             + f" ({result.images} images"
             + (f", {protocol}" if protocol != WORDS["whole"] else "")
@@ -262,6 +266,7 @@ class Record:
             "num_steps": self.num_steps,
             "epochs": step * batch_size / configs.epoch_length(self.config, self._num_images),
             "status": status,
+            "split": self.split,
             "best_step": progress["best_step"],
             "best_score": progress["best_score"],
         }
@@ -283,9 +288,13 @@ class Record:
         self.status(status)
         if jax.process_index() != 0:
             return
-        figures.curves(read_metrics(self.workdir / files.METRICS), self.workdir / "curves.png")
+        figures.curves(read_metrics(self.workdir / files.METRICS), self.workdir / "curves.png", self.split)
         best, name = self.progress["best_score"], self.config.train.best.replace("mean_iou", "mean IoU")
-        score = "no pixel was valid" if best is None else f"best {name} {best:.4f} at step {self.progress['best_step']}"
+        score = (
+            "no pixel was valid"
+            if best is None
+            else f"best {name} {best:.4f} on {self.split} at step {self.progress['best_step']}"
+        )
         self.writers.message(
             f"done: {score}; curves in {self.workdir / 'curves.png'}, pictures in {self.workdir / 'figures'}"
         )

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxseg import checkpoint, metrics, protocols, published
+from jaxseg import checkpoint, files, metrics, protocols, published
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, Scoring, default_split, open_dataset, pipeline
 from jaxseg.errors import UserError
@@ -259,15 +259,14 @@ def eval_run(
     if result.published:
         log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
     which = kind if which in checkpoint.KINDS else which
-    name = "-".join([split, which, *([protocol.slug] if protocol != own else [])])
-    content = dataset.contents[split]
+    content, others = dataset.contents[split], [protocol.slug] if protocol != own else []
     if contents.get(split, content) != content:
-        name += f"-{content}"  # of other images, or other labels, than the run's own
+        others.append(content)  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:
         path = write_evaluation(
             workdir,
-            f"{name}.json",
+            files.evaluation(split, which, *others),
             result,
             info,
             split=split,

@@ -90,7 +90,7 @@ def sweep(
             left = duration(statistics.mean(times) * done[number:].count(False))
             ending = f" in {duration(times[-1])}" + (f", about {left} left" if not all(done[number:]) else "")
             log(f"run {number} of {len(runs)} {'failed' if status else 'finished'}{ending}: {line}")
-    scored = [run for run in runs if (run.workdir / files.EVALUATIONS / files.VAL_BEST).exists()]
+    scored = [run for run in runs if any((run.workdir / files.EVALUATIONS).glob("*.json"))]
     if scored:
         try:
             _compare(scored, pathlib.Path(workdir), log)

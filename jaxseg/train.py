@@ -92,7 +92,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             )
         )
         run = record.Record(
-            config, workdir, dataset, mesh, checkpoints, writers, progress, start=start, num_steps=num_steps
+            config,
+            workdir,
+            dataset,
+            mesh,
+            checkpoints,
+            writers,
+            progress,
+            start=start,
+            num_steps=num_steps,
+            split=split,
         )
         progress = run.progress
         run.greet(model, gather(state.eval_variables, mesh))
@@ -137,7 +146,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                 except Interrupted as interrupted:
                     stopped = interrupted.number
                 else:
-                    score, is_best = run.evaluation(step, split, *scored)
+                    score, is_best = run.evaluation(step, *scored)
                     state = steps.note_evaluation(state, score if run.lower_is_better else -score)
                     if is_best:
                         checkpoints.save("best", state, progress)

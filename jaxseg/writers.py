@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,8 +78,14 @@ def _cut(path: Path, last_step: int, scored_step: int) -> int:
 
 
 def is_evaluation(row: Mapping[str, float]) -> bool:
-    """Whether a row of metrics has scores of a split; those of training have none."""
-    return any("/" in key and not key.startswith("train/") for key in row)
+    """Whether a row of metrics has the scores of a split; those of training have a learning rate, or their loss."""
+    return "train/learning_rate" not in row and "train/loss" not in row
+
+
+def scored_split(rows: Iterable[Mapping[str, float]]) -> str:
+    """The split whose scores are in the last row that has any; '' where none has."""
+    found = [name.partition("/")[0] for row in rows for name in row if name.endswith("/mean_iou")]
+    return found[-1] if found else ""
 
 
 def duration(seconds: float) -> str:

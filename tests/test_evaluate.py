@@ -125,7 +125,7 @@ def test_a_split_without_a_valid_pixel_has_no_loss():
 
 def test_scalars_have_every_score_and_the_iou_of_every_class_by_name():
     result = Evaluation(np.array([[3, 0, 1], [0, 0, 0], [0, 0, 4]]), 0.5, 2, [])
-    scalars = result.scalars(("sky", "fence", "road"))
+    scalars = result.scalars(("sky", "fence", "road"), "val")
     assert scalars["val/loss"] == 0.5
     assert scalars["val/mean_iou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert scalars["val/pixel_accuracy"] == pytest.approx(7 / 8)

@@ -139,7 +139,7 @@ def test_figure_refuses_lists_that_do_not_match(given):
     ],
 )
 def test_curves_of_few_and_odd_rows(metrics, tmp_path):
-    curves(metrics, tmp_path / "figures" / "curves.png")
+    curves(metrics, tmp_path / "figures" / "curves.png", "val")
     with Image.open(tmp_path / "figures" / "curves.png") as picture:
         assert picture.size == (1200, 450)
 
@@ -150,8 +150,8 @@ def test_curves_name_the_best_step(tmp_path, monkeypatch):
         figures.Figure, "tight_layout", lambda self: titles.extend(axes.get_title() for axes in self.axes)
     )
     scores = {100: 0.4, 200: 0.7, 300: float("nan"), 400: 0.6}
-    curves([{"step": step, "val/mean_iou": score} for step, score in scores.items()], tmp_path / "curves.png")
-    assert titles[1] == "validation: best mean IoU 0.700 at step 200"
+    curves([{"step": step, "val/mean_iou": score} for step, score in scores.items()], tmp_path / "curves.png", "val")
+    assert titles[1] == "val: best mean IoU 0.700 at step 200"
 
 
 def test_write_png_comes_back(tmp_path):

@@ -18,6 +18,7 @@ from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, step
 import jaxseg
 from jaxseg import checkpoint, score
 from jaxseg import config as configs
+from jaxseg.compare import runs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
 from jaxseg.models.layers import onednn
@@ -123,6 +124,44 @@ def test_nothing_half_written_is_left(finished):
     ]
 
 
+# ------------------------------------------------------------------------------------------------- the split's own name
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_scores_carry_the_name_of_their_split_everywhere(split, workplace, monkeypatch, tmp_path):
+    lines = []
+    use(workplace, monkeypatch, events=True)
+    train(workplace.config(eval__split=split, train__num_steps=4), tmp_path, log=lines.append)
+    evaluations = [row for row in rows(tmp_path) if "train/learning_rate" not in row]
+    assert [row["step"] for row in evaluations] == [4]
+    assert {name.partition("/")[0] for name in evaluations[0]} == {"step", split}
+    # The mean loss of steps is called train/loss.
+    loss = "train/split_loss" if split == "train" else "test/loss"
+    assert {loss, f"{split}/mean_iou", f"{split}/iou/sky"} <= evaluations[0].keys()
+    assert [path.name for path in (tmp_path / "evaluations").iterdir()] == [f"{split}-best.json"]
+    assert json.loads((tmp_path / "evaluations" / f"{split}-best.json").read_text())["split"] == split
+    assert told(tmp_path)["split"] == split
+    assert any(line.startswith(f"step 4: {split} mean IoU") for line in lines) and f" on {split} " in lines[-1]
+    assert not any("val" in line.split() for line in lines[-2:])
+    events = b"".join(path.read_bytes() for path in (tmp_path / "events").iterdir())
+    assert f"{split}/mean_iou".encode() in events and f"{split}/predictions".encode() in events
+    assert b"val/" not in events
+    [row] = runs.rows(runs.group(runs.read_runs([tmp_path])[0]))
+    assert (row.split, row.group.eval_split) == (split, split)
+    assert row.mean("mean_iou") == evaluations[0][f"{split}/mean_iou"]
+
+
+def test_another_split_that_is_scored_later_leaves_the_record_of_the_first(tiny, tmp_path):
+    train(tiny.config(eval__split="test", train__num_steps=4), tmp_path, log=lambda line: None)
+    before = (tmp_path / "evaluations" / "test-best.json").read_bytes()
+    scores = eval_run(tmp_path, split="val", log=lambda line: None)
+    assert (tmp_path / "evaluations" / "test-best.json").read_bytes() == before
+    after = json.loads((tmp_path / "evaluations" / "val-best.json").read_text())
+    assert after["split"] == "val" and after["scores"]["mean_iou"] == scores["val/mean_iou"]
+    found = runs.rows(runs.group(runs.read_runs([tmp_path])[0]))
+    assert {row.split: len(row.evaluations) for row in found} == {"test": 1, "val": 1}
+
+
 # ------------------------------------------------------------------------------------------------ what a field changes
 
 
@@ -180,6 +219,7 @@ def test_a_run_says_what_it_is_and_how_far_it_came(finished, tiny):
     told_now = told(finished)
     variables = saved(finished, "latest")
     due = {
+        "split": "val",
         "parameters": sum(value.size for name, value in variables.items() if name.startswith("variables['params']")),
         # 3x3x3x8 at a sixteenth of the places, then 8x8 and 8x11.
         "multiply_adds": (3 * 3 * 3 * 8 + 8 * 8 + 8 * 11) * 8 * 8,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxseg.compare.runs import Group
+from jaxseg.files import score_key
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 40
@@ -75,13 +76,12 @@ def tick_text(value: float) -> str:
 
 
 def panels(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Title and SVG of each: training loss, validation loss and two scores; those that no run has are left out."""
-    wanted = {
-        "Training loss": "train/loss",
-        "Validation loss": "val/loss",
-        "Mean IoU": "val/mean_iou",
-        "Pixel accuracy": "val/pixel_accuracy",
-    }
+    """Title and SVG of each: training loss, then loss and two scores of each split; what no run has is left out."""
+    wanted = {"Training loss": "train/loss"}
+    scores = {"Loss": "loss", "Mean IoU": "mean_iou", "Pixel accuracy": "pixel_accuracy"}
+    # Scores of several splits are no contest: each has figures of its own.
+    splits = dict.fromkeys(run.eval_split for group in groups for run in group.runs)
+    wanted |= {f"{title} on {split}": score_key(split, score) for split in splits for title, score in scores.items()}
     found = []
     for title, key in wanted.items():
         if any(len(series(run.rows, key)[0]) for group in groups for run in group.runs):
@@ -91,7 +91,7 @@ def panels(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 def panel(groups: Sequence[Group], title: str, key: str) -> str:
     """One pair of axes with a line a run."""
-    is_loss, is_training = key.endswith("/loss"), key.startswith("train/")
+    is_loss, is_training = key.endswith("loss"), key == "train/loss"
     lines = []
     for index, group in enumerate(groups):
         for run in group.runs:
@@ -112,7 +112,9 @@ def panel(groups: Sequence[Group], title: str, key: str) -> str:
     def y_of(value):
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - y_low) / (y_high - y_low))
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} of all runs over the steps">']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} of all runs over the steps">'
+    ]
     digits = max(len(f"{value:g}".partition(".")[2]) for value in y_ticks)
     for value in y_ticks:
         y = y_of(value)

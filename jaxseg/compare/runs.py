@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxseg import forms
 from jaxseg.errors import UserError
-from jaxseg.files import EVALUATIONS, INFO, METRICS, RUN, VAL_BEST
-from jaxseg.writers import read_metrics
+from jaxseg.files import EVALUATIONS, INFO, METRICS, RUN, score_key
+from jaxseg.files import evaluation as evaluation_file
+from jaxseg.writers import is_evaluation, read_metrics, scored_split
 
 SEED = "train.seed"
 # No result depends on these: runs that differ in nothing else are of one config.
@@ -61,6 +62,7 @@ class Run:
       contents: of `run.json`: a hash of each split's images and labels; {} where there is none.
       notes: what of it could not be read.
       of_data: the class names of `info.json`, () where there is none.
+      eval_split: the split that it scored while it trained.
     """
 
     path: pathlib.Path
@@ -72,6 +74,7 @@ class Run:
     name: str = ""
     of_data: tuple[str, ...] = ()
     contents: dict[str, str] = field(default_factory=dict)
+    eval_split: str = ""
 
     @property
     def step(self) -> int:
@@ -150,7 +153,7 @@ class Group:
     @property
     def eval_split(self) -> str:
         """The split that its runs scored while they trained."""
-        return str(self.config.get("eval.split") or "val")
+        return self.runs[0].eval_split
 
     @property
     def published(self) -> dict[str, Any]:
@@ -251,12 +254,14 @@ def read_run(workdir: str | os.PathLike) -> Run:
     by_file = _read_evaluations(path, about, notes)
     # What was scored while training may have been scored again by --mode=eval.
     evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
-    if pathlib.Path(VAL_BEST).stem not in by_file:
-        evaluations = _evaluations_of(rows, config) + evaluations
+    split = _eval_split(about, config, rows)
+    if pathlib.Path(evaluation_file(split, "best")).stem not in by_file:
+        evaluations = _evaluations_of(rows, config, split) + evaluations
     if not rows and not evaluations:
         raise UserError(f"{path} has no results yet: neither rows in {METRICS} nor files in {EVALUATIONS}/")
     of_data = tuple((_read(path / INFO, INFO, notes) or {}).get("class_names", ()))
-    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, contents=about.get("contents", {}))
+    contents = about.get("contents", {})
+    return Run(path, config, rows, about, evaluations, notes, of_data=of_data, contents=contents, eval_split=split)
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -336,23 +341,28 @@ def _same(score: float | None, due: float) -> bool:
     return math.isnan(due) if score is None else math.isclose(score, due, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> list[Evaluation]:
+def _eval_split(about: Mapping[str, Any], config: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> str:
+    """The split that a run scored while it trained: as it says, or as it was set, or as its rows have it."""
+    return about.get("split") or config.get("eval.split") or scored_split(rows) or "val"
+
+
+def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, Any], split: str) -> list[Evaluation]:
     """The best evaluation among the rows of a run that wrote no files of them; there is none before the first."""
     from jaxseg import config as configs
 
     best, project = config.get("train.best", "mean_iou"), config.get("eval.published", "")
-    scored = [row for row in rows if math.isfinite(row.get(f"val/{best}", math.nan))]
+    scored = [row for row in rows if is_evaluation(row) and math.isfinite(row.get(score_key(split, best), math.nan))]
     if not scored:
         return []
     pick = min if configs.lower_is_better(best, project) else max
-    row = pick(scored, key=lambda row: row[f"val/{best}"])
-    prefix = "val/iou/"
-    iou = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
-    scores = {key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")}
+    row = pick(scored, key=lambda row: row[score_key(split, best)])
+    prefix = f"{split}/iou/"
+    iou = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    scores = {name.removeprefix(f"{split}/"): value for name, value in row.items() if name.startswith(f"{split}/")}
     # What else has a stroke in its name is of one class.
     scores = {name: v for name, v in scores.items() if "/" not in name.removeprefix("published/")}
     protocol = config.get("eval.protocol", "whole")
-    return [Evaluation("val", "best", "whole image" if protocol == "whole" else str(protocol), scores, iou)]
+    return [Evaluation(split, "best", "whole image" if protocol == "whole" else str(protocol), scores, iou)]
 
 
 def short_names(paths: Sequence[pathlib.Path]) -> list[str]:

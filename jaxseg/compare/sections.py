@@ -133,7 +133,7 @@ def curves(groups: Sequence[Group]) -> str:
         + "</li>"
         for index, group in enumerate(groups)
     )
-    figures = "".join(f"<figure><h3>{title}</h3>{svg}</figure>" for title, svg in found)
+    figures = "".join(f"<figure><h3>{text(title)}</h3>{svg}</figure>" for title, svg in found)
     note = "<p class=muted>Training loss is smoothed. Point at a curve for its run and last value.</p>"
     return f'<ul class="legend">{entries}</ul>{note}<div class="panels">{figures}</div>'
 

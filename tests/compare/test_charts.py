@@ -46,7 +46,7 @@ def test_every_run_has_its_curve_named_and_escaped(write_run):
     other = write_run("other & more", optim__learning_rate=0.5, old=True)
     groups = runs.group(runs.read_runs([*seeds, other])[0])
     panels = dict(charts.panels(groups))
-    assert list(panels) == ["Training loss", "Validation loss", "Mean IoU", "Pixel accuracy"]
+    assert list(panels) == ["Training loss", "Loss on val", "Mean IoU on val", "Pixel accuracy on val"]
     for title, svg in panels.items():
         root = ET.fromstring(svg)
         curves = [node for node in root.iter("g") if "curve" in node.get("class", "")]
@@ -65,4 +65,4 @@ def test_a_panel_that_no_run_has_anything_for_is_left_out(write_run):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines if "train/" not in line))
     panels = charts.panels(runs.group(runs.read_runs([folder])[0]))
-    assert [title for title, _ in panels] == ["Validation loss", "Mean IoU", "Pixel accuracy"]
+    assert [title for title, _ in panels] == ["Loss on val", "Mean IoU on val", "Pixel accuracy on val"]
