@@ -1,7 +1,7 @@
 """From what the user wrote to what the run does: names and numbers checked, epochs turned to steps, compared."""
 
+import functools
 import json
-import math
 import pathlib
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,15 @@ from ml_collections import ConfigDict
 
 from jaxseg import files, forms, protocols
 from jaxseg.data import DATASETS, DataInfo, Dataset, data_info
-from jaxseg.data.transforms import VARIANTS
 from jaxseg.errors import UserError, shown
+from jaxseg.fields import CLASS_WEIGHT, FIELDS, check, shown_value
 from jaxseg.lookup import lookup, nearest
 from jaxseg.losses import LOSSES
-from jaxseg.models import DTYPES, FAMILIES, create_model
+from jaxseg.models import DTYPES, FAMILIES, check_options, create_model
 from jaxseg.models.pix2pix import Refined, Refiner
-from jaxseg.optim import OPTIMIZERS, SCHEDULES
-from jaxseg.published import DEFINITIONS
 
-OPEN = ("model.options", "model.backbone_options", "published")  # groups of fields that no default names
+# Groups of fields that no default names: options of networks, which `create_model` checks, and published figures.
+OPEN = ("model.options", "model.backbone_options", "published")
 DEFAULT = pathlib.Path(__file__).parents[1] / "configs" / "default.py"
 
 # What may differ when a run goes on: how long, how often it tells, and what no result depends on.
@@ -43,56 +42,9 @@ MAY_DIFFER = (
 # Where the data is and how it is read: what is in it decides, see `check_same_data`.
 BY_CONTENT = ("data.dir", "data.version")
 
-NAMES = {
-    "data.name": (DATASETS, "data set"),
-    "model.name": (FAMILIES, "model"),
-    "model.dtype": (DTYPES, "dtype"),
-    "optim.name": (OPTIMIZERS, "optimizer"),
-    "optim.schedule": (SCHEDULES, "schedule"),
-    "eval.protocol": (protocols.WORDS, "protocol"),
-    "eval.published": ({"": None, **DEFINITIONS}, "project's definition of scores"),
-}
 
-# Field: lowest value, and whether that value itself is allowed.
-RANGES = {
-    "data.batch_size": (1, True),
-    "data.eval_batch_size": (1, True),
-    "data.grid_distortion": (0, True),
-    "data.elastic": (0, True),
-    "data.jitter": (0, True),
-    "data.stain": (0, True),
-    "data.workers": (0, True),
-    **{f"loss.{name}": (0, True) for name in LOSSES},
-    "loss.auxiliary": (0, True),
-    "loss.label_smoothing": (0, True),
-    "refine.lambda_cross_entropy": (0, False),
-    "refine.width": (1, True),
-    "refine.discriminator_width": (1, True),
-    "refine.discriminator_learning_rate": (0, False),
-    "optim.learning_rate": (0, False),
-    "optim.backbone_lr_scale": (0, True),
-    "optim.poly_power": (0, True),
-    "optim.plateau_factor": (0, False),
-    "optim.plateau_patience": (1, True),
-    "optim.plateau_floor": (0, True),
-    "optim.warmup_steps": (0, True),
-    "optim.weight_decay": (0, True),
-    "optim.momentum": (0, True),
-    "optim.clip_norm": (0, True),
-    "train.num_steps": (0, True),
-    "train.num_epochs": (0, True),
-    "train.eval_every": (0, True),
-    "train.eval_epochs": (0, True),
-    "train.checkpoint_every": (1, True),
-    "train.log_every": (1, True),
-    "train.patience": (0, True),
-    "train.accumulate": (1, True),
-    "train.ema_decay": (0, True),
-    "train.seed": (0, True),
-    "eval.stride": (0, True),
-    "eval.boundary_tolerance": (0, True),
-}
-
+# Beyond these no machine holds a batch, or an image that is brought to a size.
+MOST_PIXELS_OF_A_BATCH, MOST_PIXELS_OF_AN_IMAGE = 2**30, 2**27
 
 # Fields that the step of the second stage knows nothing of, and their defaults.
 WHEN_REFINING = {
@@ -141,16 +93,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, the value and what is due.
     """
-    flat = flatten(config)
-    for field, (table, what) in NAMES.items():
-        lookup(table, flat[field], f"{what} ({field})")
-    for field, (low, inclusive) in RANGES.items():
-        if not (flat[field] >= low if inclusive else flat[field] > low):
-            due = f"at least {low}" if inclusive else f"more than {low}"
-            raise UserError(f"{field} is {flat[field]}: it must be {due}")
-    for field in ("loss.label_smoothing", "optim.plateau_factor", "train.ema_decay"):
-        if flat[field] >= 1:
-            raise UserError(f"{field} is {flat[field]}: it must be less than 1")
+    flat = check_fields(config)
     if flat["refine.base"]:
         for field, due in WHEN_REFINING.items():
             if flat[field] != due:
@@ -184,36 +127,64 @@ def validate(config: ConfigDict) -> None:
     class_weights(config)
     build_model(config, num_classes=1)
     crop = config.data.crop_size
-    sides = tuple(crop) if isinstance(crop, tuple | list) else (crop, crop)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 32 for side in sides):
-        raise UserError(f"data.crop_size is {crop}: it must be a number or (height, width), each at least 32 pixels")
-    if config.data.rotate90 and sides[0] != sides[1]:
+    if config.data.rotate90 and isinstance(crop, tuple | list) and crop[0] != crop[1]:
         raise UserError(f"data.rotate90 is set, but data.crop_size is {crop}: a quarter turn wants a square crop")
-    resize = tuple(config.data.resize)
-    if resize and (len(resize) != 2 or not all(isinstance(side, int) and side >= 1 for side in resize)):
-        raise UserError(f"data.resize is {resize}: it must be (height, width) in pixels, or () for the images' own")
-    for variant in config.data.variants:
-        lookup(VARIANTS, variant, "variant (data.variants)")
-    if config.data.on_device and config.data.variants:
+    _check_pixels(config)
+    variants = tuple(config.data.variants)
+    if len(variants) > 1 and len(set(variants)) == 1:
+        raise UserError(f"data.variants is {variants}: the same for all makes nothing but longer epochs, give it once")
+    if config.data.on_device and variants:
         raise UserError(
-            f"data.on_device is set, and data.variants is {tuple(config.data.variants)}: only the host makes these, "
-            "leave one of the two out"
+            f"data.on_device is set, and data.variants is {variants}: only the host makes these, leave one of the two "
+            "out"
         )
-    for field in ("grid_distortion", "stain"):
-        if config.data[field] >= 1:
-            raise UserError(f"data.{field} is {config.data[field]}: it must be less than 1")
-    for field in ("mean", "std"):
-        values = tuple(config.data[field])
-        if values and (len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values)):
-            raise UserError(f"data.{field} is {values}: it must be three numbers, of red, green and blue, or ()")
-    if not all(0 <= value <= 1 for value in config.data.mean):
-        raise UserError(f"data.mean is {tuple(config.data.mean)}: each must be from 0 to 1, for bytes over 255")
-    if not all(value > 0 for value in config.data.std):
-        raise UserError(f"data.std is {tuple(config.data.std)}: each must be more than 0")
     scale = tuple(config.data.scale)
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise UserError(f"data.scale is {scale}: it must be (lowest, highest), both above 0")
+    if scale[0] > scale[1]:
+        raise UserError(f"data.scale is {scale}: it must be (lowest, highest)")
     protocols.from_config(config.eval)
+
+
+def check_fields(config: ConfigDict) -> dict[str, Any]:
+    """The config, flat, every field of which `jaxseg.fields` allows: none is missing, none is not in the table.
+
+    Raises:
+      UserError: names the field, the value and what is due.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"the config is a {type(config).__name__}: give a ConfigDict as configs/default.py makes it")
+    flat = flatten(config)
+    groups = dict.fromkeys(field.partition(".")[0] for field in FIELDS)
+    for group in (*groups, *OPEN):
+        value = functools.reduce(lambda group, word: group.get(word), group.split("."), config)
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"{group} is {shown_value(value)}: it must be a group of fields, see configs/default.py")
+    for field in FIELDS:
+        if field not in flat:
+            raise UserError(f"there is no {field} in the config: start from configs/default.py, which has every field")
+    for field, value in flat.items():
+        if field in FIELDS:
+            check(field, FIELDS[field], value)
+        elif not field.startswith(tuple(f"{group}." for group in OPEN)):
+            raise UserError(f"there is no field {shown(field)}: {nearest(field, FIELDS)}")
+        elif field.startswith("published.") and not isinstance(value, str | int | float):
+            raise UserError(f"{shown(field)} is {shown_value(value)}: it must be text or a number")
+    return flat
+
+
+def _check_pixels(config: ConfigDict) -> None:
+    """Refuses sizes whose pixels no machine holds; what this one holds is asked when the steps are made."""
+    data, scored = config.data, config.eval
+    for field, size, images, most in (
+        ("data.crop_size", data.crop_size, "data.batch_size", MOST_PIXELS_OF_A_BATCH),
+        ("data.resize", data.resize, "", MOST_PIXELS_OF_AN_IMAGE),
+        ("eval.size", scored.size, "data.eval_batch_size", MOST_PIXELS_OF_A_BATCH),
+    ):
+        sides = size if isinstance(size, tuple | list) else (size,)
+        rows = data[images.removeprefix("data.")] if images else 1
+        pixels = rows * sides[0] * sides[-1] if sides else 0
+        if pixels > most:
+            of, less = (f" of {rows} images ({images})", "one of the two") if images else ("", "it")
+            raise UserError(f"{field} is {size}{of}, {pixels:,} pixels: at most {most:,} are taken, make {less} less")
 
 
 def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[float]) -> ConfigDict:
@@ -230,14 +201,15 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
       UserError: its name, backbone, stride or options are none that there are.
     """
     model = config.model
+    check_options(model.name, model.backbone, model.options.to_dict(), model.backbone_options.to_dict(), "model.")
     network = create_model(
         model.name,
         backbone=model.backbone,
         num_classes=num_classes,
         output_stride=model.output_stride or None,
         dtype=model.dtype,
-        backbone_options=_options(model.backbone_options),
-        **_options(model.options),
+        backbone_options=model.backbone_options.to_dict(),
+        **model.options.to_dict(),
     )
     if not config.refine.base:
         return network
@@ -252,18 +224,18 @@ def class_weights(config: ConfigDict) -> str | tuple[float, ...]:
     """
     text = config.loss.class_weights
     try:
+        if not text.isascii():
+            raise ValueError
         weights = tuple(float(number) for number in text.split(","))
     except ValueError:
         return lookup(
             {kind: kind for kind in ("", "median_frequency")}, text, "kind of class weights (loss.class_weights)"
         )
-    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+    for weight in weights:
+        check("a number of loss.class_weights", CLASS_WEIGHT, weight)
+    if not any(weights):
         raise UserError(f"loss.class_weights is {text}: they must be numbers of at least 0, one of them more")
     return weights
-
-
-def _options(options: ConfigDict) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def lock(config: ConfigDict) -> ConfigDict:

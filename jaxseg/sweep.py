@@ -168,10 +168,10 @@ def _parsed(field: str, text: str, kinds: Sequence[type]) -> Any:
         return text
     try:
         value = {"true": True, "false": False}[text.lower()] if bool in kinds else ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, KeyError):
+    except (ValueError, SyntaxError, KeyError, MemoryError, RecursionError):
         value = None
     if float in kinds and type(value) is int:
-        value = float(value)
+        value = float(text)  # which is infinite where it is too large
     if type(value) not in kinds:
         due = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds)
         raise UserError(f"--sweep={field}=...: '{text}' is not {due}")

@@ -1,6 +1,7 @@
 """What is refused before any data is read, what may change when a run goes on, and epochs as steps."""
 
 import json
+import math
 import pathlib
 
 import pytest
@@ -9,11 +10,9 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from jaxseg import config as configs
-from jaxseg import files
+from jaxseg import fields, files
 from jaxseg.config import (
     MAY_DIFFER,
-    NAMES,
-    RANGES,
     backbone_and_data,
     check_same,
     class_weights,
@@ -24,6 +23,7 @@ from jaxseg.config import (
     validate,
 )
 from jaxseg.errors import UserError
+from jaxseg.losses import LOSSES
 
 pytest_plugins = ["tiny_runs"]
 
@@ -51,29 +51,127 @@ def test_every_config_there_is_can_be_run(path):
         config.train.num_step = 1  # locked
 
 
-def test_every_number_of_the_config_has_a_range_or_a_check_of_its_own():
-    numbers = {field for field, value in FIELDS.items() if type(value) in (int, float)}
-    assert numbers - RANGES.keys() == {"data.crop_size", "model.output_stride"}
-    assert RANGES.keys() | NAMES.keys() | set(MAY_DIFFER) <= FIELDS.keys()
+def test_every_field_of_the_config_is_in_the_table_and_no_other():
+    assert fields.FIELDS.keys() == FIELDS.keys()
+    assert set(MAY_DIFFER) <= FIELDS.keys()
 
 
-@pytest.mark.parametrize("field", RANGES)
-def test_a_number_below_its_range_is_refused_and_its_lowest_is_not(field):
-    low, inclusive = RANGES[field]
-    with pytest.raises(UserError, match=rf"^{field} is -1(\.0)?: it must be (at least|more than) {low}$"):
-        validate(quickstart(**{field.replace(".", "__"): type(FIELDS[field])(-1)}))
-    besides = {
-        "train.num_steps": {"train__num_epochs": 1.0},
-        "train.num_epochs": {"train__num_steps": 1},
-        "loss.cross_entropy": {"loss__dice": 1.0},
-    }
-    other = besides.get(field, {})
-    lowest = quickstart(**{**other, field.replace(".", "__"): type(FIELDS[field])(low)})
-    if inclusive:
-        validate(lowest)
-    else:
-        with pytest.raises(UserError, match=f"{field} is 0"):
-            validate(lowest)
+NUMBERS = {name: kind for name, kind in fields.FIELDS.items() if isinstance(kind, fields.Number)}
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_a_number_beyond_its_bounds_is_refused_by_name_and_its_bounds_are_not(field):
+    kind, besides = NUMBERS[field], {"loss__dice": 1.0, "optim__name": "sgd"}
+    alone = {"loss.cross_entropy": {}, "train.num_epochs": {"train__num_steps": 0}, "optim.warmup_steps": {}}
+    for value in (kind.low, kind.high, *([0] if kind.or_zero else [])):
+        value = value if kind.whole else float(value)
+        open_end = (kind.open_low and value == kind.low) or (kind.open_high and value == kind.high)
+        overrides = {**besides, **alone.get(field, {}), field.replace(".", "__"): value}
+        try:
+            validate(quickstart(**overrides))
+            assert not open_end
+        except UserError as error:
+            # What two fields ask of each other is another matter.
+            assert open_end == ("it must be a " in str(error)), error
+    for value in (kind.low - 1, kind.high * 2, math.inf, -math.inf, math.nan, 1e308, "1", None, (1,)):
+        with pytest.raises(UserError) as refusal:
+            validate(quickstart(**{**besides, field.replace(".", "__"): value}))
+        assert str(refusal.value).startswith(f"{field} is ") and len(str(refusal.value)) < 300
+    for value in (1.5, 10**400) if kind.whole else ():
+        with pytest.raises(UserError, match=f"^{field} is 1.*: it must be a whole number"):
+            validate(quickstart(**{field.replace(".", "__"): value}))
+
+
+OTHERS = {name: kind for name, kind in fields.FIELDS.items() if not isinstance(kind, fields.Number)}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_value_of_another_form_is_refused_by_name(field):
+    odd = {
+        fields.Flag: (0, 1, "True", None, (), math.nan),
+        fields.Text: (0, None, True, ("a",), "x" * 100_000, "a\0b"),
+        fields.Path: (0, None, True, ("a",), "x" * 5000, "x" * 300, "a\0b", "\ud800"),
+        fields.Name: (0, None, True, ("a",), "x" * 5000, "a\0b\x1b[2J", "nonsense"),
+        fields.Choice: (-1, 1, 64, 8.0, "8", None, (8,), True),
+        fields.Several: (0, None, True, "abc", ("a", "b"), (math.nan,) * 3, (1e308,) * 2, ((),), (None,), (-1, -1)),
+        fields.Either: (0, None, True, "abc", (), (32,), (32, 31), (32.0, 32.0), 32.5, 10**8, (10**8, 32)),
+    }[type(OTHERS[field])]
+    for value in odd:
+        with pytest.raises(UserError) as refusal:
+            validate(quickstart(**{field.replace(".", "__"): value}))
+        message = str(refusal.value)
+        assert field in message and len(message) < 600
+        assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"data.crop_size": 100_000_000},
+        {"data.batch_size": 10**9},
+        {"data.batch_size": 10**6, "train.accumulate": 10**6},
+        {"data.batch_size": 2**16, "data.crop_size": 512},
+        {"data.resize": (1_000_000, 1_000_000)},
+        {"data.resize": (16384, 16384)},
+        {"data.resize": (1, 1)},
+        {"data.jitter": math.inf},
+        {"data.elastic": math.inf},
+        {"data.scale": ("a", "b")},
+        {"data.scale": (1e-300, 1e300)},
+        {"data.scale": (1000, 1000)},
+        {"data.std": (1e-30, 1, 1)},
+        {"data.workers": 10**6},
+        {"data.variants": ("identity", "identity")},
+        {"train.num_steps": 2**31},
+        {"train.num_epochs": math.inf},
+        {"train.eval_epochs": math.inf},
+        {"train.seed": 2**64},
+        {"train.seed": 2**32},
+        {"eval.scales": (1, 1, 1)},
+        {"eval.scales": (1, 1.0)},
+        {"eval.protocol": "slide", "eval.size": (1_000_000,)},
+        {"optim.plateau_factor": 1e-300},
+        {"optim.learning_rate": 1e30},
+        {"optim.momentum": 1.0},
+        {"optim.weight_decay": 1e308},
+        {"optim.clip_norm": math.inf},
+        {"optim.poly_power": 1e308},
+        {"eval.boundary_tolerance": 1e308},
+        {"loss.class_weights": "1,１,1"},
+        {"loss.class_weights": "1e-300,0"},
+        {"loss.class_weights": "1,inf"},
+        {"model.weights": "w" * 300},
+        {"data.dir": "d/" * 2100},
+        *({f"loss.{name}": value} for name in LOSSES for value in (1e308, math.inf, 1e-300)),
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused_by_the_name_of_its_field(overrides):
+    with pytest.raises(UserError) as refusal:
+        validate(quickstart(**{field.replace(".", "__"): value for field, value in overrides.items()}))
+    assert any(field in str(refusal.value) for field in overrides)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_config_that_lacks_a_field_or_has_one_too_many_is_refused():
+    config = default.get_config()
+    config.train.num_steps = 1
+    with config.unlocked():
+        config.optim.learning_rat = 1.0
+    with pytest.raises(UserError, match=r"no field optim.learning_rat: did you mean optim.learning_rate"):
+        validate(config)
+    with config.unlocked():
+        del config.optim["learning_rat"], config.optim["learning_rate"]
+    with pytest.raises(UserError, match=r"optim.learning_rate"):
+        validate(config)
+    for group in ("optim", "model.options", "published"):
+        config = ConfigDict(quickstart().to_dict(), type_safe=False)
+        config.update_from_flattened_dict({group: 5}) if "." in group else setattr(config, group, 5)
+        with pytest.raises(UserError, match=f"^{group} is 5"):
+            validate(config)
+    for value in (None, {}, 5):
+        with pytest.raises(UserError):
+            validate(value)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +198,13 @@ def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
     [
         ({"train__num_epochs": 2.0}, "train.num_steps is 10 and train.num_epochs 2.0: set one of them"),
         ({"train__num_steps": 0}, "train.num_steps is 0 and train.num_epochs 0.0: set one of them"),
-        ({"data__crop_size": 31}, "data.crop_size is 31: .* at least 32"),
-        ({"loss__label_smoothing": 1.0}, "loss.label_smoothing is 1.0: it must be less than 1"),
+        ({"data__crop_size": 31}, "data.crop_size is 31"),
+        ({"loss__label_smoothing": 1.0}, "loss.label_smoothing is 1.0"),
         ({"optim__learning_rate": float("nan")}, "optim.learning_rate is nan"),
         ({"loss__cross_entropy": 0.0}, "no loss is left to train on: set one of loss.cross_entropy, loss.binary_cr"),
-        ({"optim__plateau_factor": 1.0}, "optim.plateau_factor is 1.0: it must be less than 1"),
+        ({"optim__plateau_factor": 1.0}, "optim.plateau_factor is 1.0"),
         ({"optim__plateau_floor": 0.1}, "optim.plateau_floor is 0.1: it must be at most optim.learning_rate, 0.001"),
-        ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0: it must be less than 1"),
+        ({"train__ema_decay": 1.0}, "train.ema_decay is 1.0"),
         (
             {"train__patience": 2},
             "train.patience is 2, which goes by evaluations: set train.eval_every or train.eval_epochs",
@@ -115,19 +213,19 @@ def test_an_unknown_name_names_the_field_and_the_nearest(field, value, message):
             {"train__eval_every": 5, "train__eval_epochs": 1.0},
             "eval_every is 5 and train.eval_epochs 1.0: set one of them",
         ),
-        ({"loss__class_weights": "1,nan"}, "loss.class_weights is 1,nan: they must be numbers of at least 0"),
-        ({"loss__class_weights": "0,0"}, "loss.class_weights is 0,0: they must be numbers of at least 0, one of them"),
+        ({"loss__class_weights": "1,nan"}, "loss.class_weights"),
+        ({"loss__class_weights": "0,0"}, "loss.class_weights is 0,0"),
         ({"optim__schedule": "plateau"}, "optim.schedule is plateau, which goes by evaluations: set train.eval_every"),
         ({"data__scale": (2.0, 0.5)}, r"data.scale is \(2.0, 0.5\): it must be \(lowest, highest\)"),
-        ({"data__scale": (0.0, 1.0)}, r"data.scale is \(0.0, 1.0\)"),
-        ({"data__scale": (1.0,)}, r"data.scale is \(1.0,\)"),
-        ({"data__scale": ()}, r"data.scale is \(\)"),
+        ({"data__scale": (0.0, 1.0)}, r"data.scale is"),
+        ({"data__scale": (1.0,)}, r"data.scale is"),
+        ({"data__scale": ()}, r"data.scale is"),
         ({"data__rotate90": True, "data__crop_size": (32, 64)}, r"data.rotate90 is set.*\(32, 64\): .* square crop"),
-        ({"data__resize": (32,)}, r"data.resize is \(32,\): it must be \(height, width\)"),
-        ({"data__resize": (32, 0)}, r"data.resize is \(32, 0\)"),
+        ({"data__resize": (32,)}, r"data.resize is"),
+        ({"data__resize": (32, 0)}, r"data.resize is"),
         ({"data__variants": ("flip", "fliq")}, r"unknown variant \(data.variants\) 'fliq': did you mean flip"),
-        ({"data__stain": 1.0}, "data.stain is 1.0: it must be less than 1"),
-        ({"data__grid_distortion": 1.5}, "data.grid_distortion is 1.5: it must be less than 1"),
+        ({"data__stain": 1.0}, "data.stain is 1.0"),
+        ({"data__grid_distortion": 1.5}, "data.grid_distortion is 1.5"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(overrides, message):
@@ -301,7 +399,7 @@ def test_options_reach_the_network(tiny):
     assert (model.width, model.num_classes) == (5, 11)
     with config.unlocked():
         config.model.options = ConfigDict({"widht": 5})
-    with pytest.raises(UserError, match="tiny has no option 'widht': did you mean width"):
+    with pytest.raises(UserError, match=r"tiny has no option 'widht'.*: did you mean width"):
         configs.build_model(config, 11)
 
 

@@ -158,7 +158,7 @@ def test_a_backbone_to_freeze_that_is_not_there(tiny, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_names_step_images_and_checkpoint(tiny, tmp_path):
-    config = tiny.config(optim__name="sgd", optim__learning_rate=1e30, train__log_every=100, train__checkpoint_every=1)
+    config = tiny.config(model__name="bursting", train__log_every=100, train__checkpoint_every=1)
     with pytest.raises(UserError) as error:
         train(config, tmp_path, log=lambda line: None)
     message = str(error.value)
@@ -174,7 +174,7 @@ def test_a_loss_that_is_no_number_names_step_images_and_checkpoint(tiny, tmp_pat
 
 
 def test_a_loss_that_is_no_number_before_any_checkpoint(tiny, tmp_path):
-    config = tiny.config(optim__name="sgd", optim__learning_rate=1e30, train__checkpoint_every=12, train__eval_every=0)
+    config = tiny.config(model__name="bursting", train__checkpoint_every=12, train__eval_every=0)
     with pytest.raises(UserError, match=r"No checkpoint was saved before it; a lower optim.learning_rate"):
         train(config, tmp_path, log=lambda line: None)
     assert steps(tmp_path, "latest") == []

@@ -1,13 +1,15 @@
 """Networks: images to logits. `create_model` is the way in; a family is one file beside this one."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxseg.errors import UserError
-from jaxseg.lookup import lookup, nearest
+from jaxseg.errors import UserError, shown
+from jaxseg.fields import IN_CHANNELS, NUM_CLASSES, Choice, Name, Text, check, check_table, shown_value
+from jaxseg.lookup import lookup
 from jaxseg.models import deeplab, fcn, fpn, pix2pix, pspnet, segnet, unet
 from jaxseg.models.backbones import BACKBONES, OUTPUT_STRIDES
 
@@ -33,6 +35,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # Fields that create_model sets itself.
 _OWN_FIELDS = ("backbone", "num_classes", "in_channels", "dtype", "name", "parent")
+_OWN_BACKBONE_FIELDS = ("output_stride", "dtype", "name", "parent")
 
 
 def list_models() -> dict[str, tuple[str, ...]]:
@@ -70,35 +73,63 @@ def create_model(
       **options: fields of the family, such as `rates` or `separable`.
 
     Raises:
-      UserError: a name, stride or option that there is not, with the nearest ones that there are; or a backbone that
-        the family can't take, with the reason.
+      UserError: a name, stride or option that there is not, with the nearest ones that there are; a value that an
+        option can't have, see `jaxseg.fields`; or a backbone that the family can't take, with the reason.
     """
+    network = _network(name, backbone)
+    check("dtype", Name("dtype", "jaxseg.models:DTYPES"), dtype)
+    check("num_classes", NUM_CLASSES, num_classes)
+    check("in_channels", IN_CHANNELS, in_channels)
+    backbone_options = {} if backbone_options is None else backbone_options
+    check_options(name, backbone, options, backbone_options)
+    if backbone in BACKBONES:
+        stride = network.default_output_stride if output_stride is None else output_stride
+        check("output_stride", Choice(OUTPUT_STRIDES), stride)
+        backbone_options = {option: _as_tuple(value) for option, value in backbone_options.items()}
+        options["backbone"] = BACKBONES[backbone](output_stride=stride, dtype=DTYPES[dtype], **backbone_options)
+    elif output_stride is not None:
+        raise UserError(f"{name} on {backbone} has an encoder of its own, without an output_stride to set")
+    options = {option: _as_tuple(value) for option, value in options.items()}
+    return network(num_classes=num_classes, in_channels=in_channels, dtype=DTYPES[dtype], **options)
+
+
+def check_options(
+    name: str, backbone: str, options: Mapping[str, Any], backbone_options: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Holds the options of a network and of its backbone to `jaxseg.fields.OPTIONS`.
+
+    Args:
+      prefix: of their names in messages, such as `model.` where they come from a config.
+
+    Raises:
+      UserError: names the option, its value and what is due, or the nearest options that there are.
+    """
+    network = _network(name, backbone)
+    for what, owner, module, own_fields, given in (
+        ("options", name, network, _OWN_FIELDS, options),
+        ("backbone_options", backbone, BACKBONES.get(backbone, None), _OWN_BACKBONE_FIELDS, backbone_options),
+    ):
+        where = f"{prefix}{what}" if prefix else ""
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where or what} is {shown_value(given)}: it must be a mapping of options to values")
+        if module is None:
+            if given:
+                raise UserError(f"{name} on {backbone} has no backbone that could take {', '.join(map(shown, given))}")
+            continue
+        cls = module.func if isinstance(module, functools.partial) else module
+        known = [field for field in cls.__dataclass_fields__ if field not in own_fields]
+        check_table(owner, cls, given, known, where)
+
+
+def _network(name: str, backbone: str) -> type[nn.Module]:
+    check("model", Text(), name)
+    check("backbone", Text(), backbone)
     networks = lookup(FAMILIES, name, "model")
     if backbone not in networks and backbone in BACKBONES:
         raise UserError(f"{name} can't stand on {backbone}: {REASONS[name]}. It takes {', '.join(networks)}")
-    network = lookup(networks, backbone, f"backbone of {name}")
-    compute = lookup(DTYPES, dtype, "dtype")
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}: it must be at least 1")
-    if in_channels < 1:
-        raise UserError(f"in_channels is {in_channels}: it must be at least 1")
-    _check_options(name, network, options)
-    if backbone in BACKBONES:
-        stride = network.default_output_stride if output_stride is None else output_stride
-        if stride not in OUTPUT_STRIDES:
-            raise UserError(f"output_stride is {stride}: it must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
-        make_backbone, backbone_options = BACKBONES[backbone], dict(backbone_options or {})
-        _check_options(backbone, make_backbone(), backbone_options, ("output_stride", "dtype", "name", "parent"))
-        options["backbone"] = make_backbone(output_stride=stride, dtype=compute, **backbone_options)
-    elif output_stride is not None:
-        raise UserError(f"{name} on {backbone} has an encoder of its own, without an output_stride to set")
-    elif backbone_options:
-        raise UserError(f"{name} on {backbone} has no backbone that could take {', '.join(backbone_options)}")
-    return network(num_classes=num_classes, in_channels=in_channels, dtype=compute, **options)
+    return lookup(networks, backbone, f"backbone of {name}")
 
 
-def _check_options(name: str, module, options: Mapping[str, Any], own_fields: tuple[str, ...] = _OWN_FIELDS) -> None:
-    known = [field for field in module.__dataclass_fields__ if field not in own_fields]
-    for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option '{option}': {nearest(option, known)}")
+def _as_tuple(value: Any) -> Any:
+    """Lists as JSON has them: a field of a module must be hashable."""
+    return tuple(value) if isinstance(value, list) else value
