@@ -13,6 +13,7 @@ TCGA-B0-5710-01Z-00-DX1:
 No function of OpenCV has this rule, so the spans of the rows are found here.
 """
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +21,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from jaxseg.errors import UserError
+from jaxseg import files
+from jaxseg.errors import UserError, shown
+
+_MOST_BYTES, _MOST_VERTICES = 2**26, 1_000_000  # of a file
+_FARTHEST = 1_000_000  # pixels from the image: no pen draws that far
 
 
 def read_polygons(path: Path, size: tuple[int, int]) -> tuple[list[np.ndarray], list[str]]:
     """The polygons of ImageScope's XML that can be drawn, and what there is to say of the others.
 
     Args:
-      path: the file.
+      path: the file, a regular one of at most 64 MiB and a million vertices.
       size: height and width of the image.
 
     Returns:
@@ -35,21 +40,26 @@ def read_polygons(path: Path, size: tuple[int, int]) -> tuple[list[np.ndarray], 
       regions beyond the image, which are left out.
 
     Raises:
-      UserError: the file can't be read, has no regions, or none that can be drawn.
+      UserError: the file can't be read, has no regions or none that can be drawn, or a vertex that is no number or is
+        a million pixels from the image.
     """
+    data, target = files.read_bytes(path, most=_MOST_BYTES), _Regions()
     try:
-        regions = [
-            np.array([(vertex.get("X"), vertex.get("Y")) for vertex in region.iter("Vertex")], np.float64).reshape(
-                -1, 2
-            )
-            for region in ElementTree.parse(path).iter("Region")
-        ]
-        if not all(np.isfinite(region).all() for region in regions):
-            raise ValueError("a Vertex has no numbers X and Y")
-    except (OSError, ElementTree.ParseError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the polygons of {path}: {error}; get the file anew.") from error
+        parser = ElementTree.XMLParser(target=target)
+        parser.feed(data)
+        parser.close()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise UserError(f"cannot read the polygons of {shown(path)}: {shown(error)}; get the file anew") from error
+    regions = [np.array(region, np.float64).reshape(-1, 2) for region in target.regions]
     if not regions:
-        raise UserError(f"{path} has no regions: an annotation has a Region with Vertices for every nucleus.")
+        raise UserError(f"{shown(path)} has no regions: an annotation has a Region with Vertices for every nucleus")
+    for number, region in enumerate(regions, 1):
+        far = region[(np.abs(region) > max(size) + _FARTHEST).any(1)]
+        if len(far):
+            raise UserError(
+                f"{shown(path)}: region {number} has a vertex at x {far[0][0]:g}, y {far[0][1]:g}, and the image is "
+                f"{size[0]}x{size[1]} (height x width): correct it or take that region out"
+            )
     polygons = [region for region in regions if len(region) >= 3]
     height, width = size
     within = [p for p in polygons if (p.max(0) >= 0).all() and (p.min(0) <= (width - 1, height - 1)).all()]
@@ -60,8 +70,42 @@ def read_polygons(path: Path, size: tuple[int, int]) -> tuple[list[np.ndarray], 
         outside = len(polygons) - len(within)
         notes.append(f"{outside} of {len(regions)} regions lie wholly outside the image of {height}x{width}: left out")
     if not within:
-        raise UserError(f"{path} has nothing to draw on an image of {height}x{width}: {'; '.join(notes)}.")
+        raise UserError(f"{shown(path)} has nothing to draw on an image of {height}x{width}: {'; '.join(notes)}")
+    work = sum((np.ptp(p[:, 1].clip(0, height)) + 1) * (np.ptp(p[:, 0].clip(0, width)) + 1 + len(p)) for p in within)
+    if work > 100 * height * width + 10**9:
+        raise UserError(
+            f"{shown(path)}: its {len(within)} regions cover the image of {height}x{width} hundreds of times: one "
+            "region for each nucleus is due"
+        )
     return within, notes
+
+
+class _Regions:
+    """The vertices of every Region, as the parser comes to them: no tree is built, however deep."""
+
+    def __init__(self):
+        self.regions: list[list[tuple[float, float]]] = []
+        self._within, self._count = 0, 0
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if tag == "Region":
+            self.regions.append([])
+            self._within += 1
+        elif tag == "Vertex" and self._within:
+            x, y = (attributes.get(name, "") for name in ("X", "Y"))
+            point = float(x), float(y)
+            if not (math.isfinite(point[0]) and math.isfinite(point[1])):
+                raise ValueError(f"a Vertex has X {x!r} and Y {y!r}, which must be numbers")
+            self.regions[-1].append(point)
+            self._count += 1
+            if self._count > _MOST_VERTICES:
+                raise ValueError(f"it has more than {_MOST_VERTICES:,} vertices")
+
+    def end(self, tag: str) -> None:
+        self._within -= tag == "Region"
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        raise ValueError("it declares a DOCTYPE, which polygons have no need of")
 
 
 def draw(polygons: Sequence[np.ndarray], size: tuple[int, int], *, full: bool = False) -> np.ndarray:
@@ -89,11 +133,13 @@ def _draw_within(labels: np.ndarray, polygon: np.ndarray) -> None:
     if top >= bottom or left >= right:
         return
     rows = np.arange(top, bottom)[:, None]
-    # Every edge that a row crosses turns inside to outside, or back, for all pixels from there on.
-    row, edge = np.nonzero((y <= rows) != (next_y <= rows))
-    x, y, next_x, next_y = x[edge], y[edge], next_x[edge], next_y[edge]
-    # The product before the quotient: on whole-numbered corners a crossing at a pixel's centre is then exactly there.
-    crossing = np.ceil(x + (top + row - y) * (next_x - x) / (next_y - y)).astype(int)
     turns = np.zeros((bottom - top, right - left + 1), np.int32)
-    np.add.at(turns, (row, np.clip(crossing, left, right) - left), 1)
+    for few in np.array_split(np.arange(len(x)), -(-len(x) * len(rows) // 2**22)):
+        of_x, of_y, to_x, to_y = x[few], y[few], next_x[few], next_y[few]
+        # Every edge that a row crosses turns inside to outside, or back, for all pixels from there on.
+        row, edge = np.nonzero((of_y <= rows) != (to_y <= rows))
+        of_x, of_y, to_x, to_y = of_x[edge], of_y[edge], to_x[edge], to_y[edge]
+        # The product before the quotient: on whole-numbered corners a crossing at a pixel's centre is exactly there.
+        crossing = np.ceil(of_x + (top + row - of_y) * (to_x - of_x) / (to_y - of_y)).astype(int)
+        np.add.at(turns, (row, np.clip(crossing, left, right) - left), 1)
     labels[top:bottom, left:right] |= (np.cumsum(turns, axis=1)[:, :-1] & 1).astype(np.uint8)

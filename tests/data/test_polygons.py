@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from matplotlib import path
 from PIL import Image
 
+from jaxseg.data import polygons as polygons_file
 from jaxseg.data.polygons import draw, read_polygons
 from jaxseg.errors import UserError
 
@@ -91,14 +92,53 @@ def test_what_cannot_be_drawn_is_left_out_and_said(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_polygon_that_reaches_far_beyond_the_image_covers_what_it_covers(tmp_path, full):
+    file, far = tmp_path / "a.xml", 1_000_000
+    write_xml(file, [(-far, -far), (far, -far), (far, 12), (-far, 12)], [(16, -far), (far, 5), (16, far), (16, 5)])
+    polygons, notes = read_polygons(file, SIZE)
+    due = np.zeros(SIZE, np.uint8)
+    due[: 13 if full else 12] = 1
+    due[:, 16:] = 1
+    np.testing.assert_array_equal(draw(polygons, SIZE, full=full), due)
+    assert not notes
+
+
+def test_regions_without_end_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "a.xml"
+    write_xml(file, *[[(0, 0), (2000, 0), (2000, 2000)]] * 700)
+    with pytest.raises(UserError, match=r"a\.xml: its 700 regions cover the image of 2000x2000"):
+        read_polygons(file, (2000, 2000))
+    assert len(read_polygons(file, SIZE)[0]) == 700
+    monkeypatch.setattr(polygons_file, "_MOST_VERTICES", 2099)
+    with pytest.raises(UserError, match=r"a\.xml: it has more than 2,099 vertices"):
+        read_polygons(file, SIZE)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_vertices_are_drawn_in_parts(seed):
+    """A polygon of so many vertices that its edges are taken in several parts."""
+    angles = np.sort(np.random.default_rng(seed).uniform(0, 2 * np.pi, 5000))
+    circle = 500 + 400 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    labels = draw([circle], (1000, 1000))
+    inside = np.hypot(*(np.mgrid[:1000, :1000] - 500.0)) < 398
+    assert labels[inside].all() and labels.sum() < np.pi * 401**2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"cannot read the polygons of .*a\.xml: .*No such file"),
+        (None, r"cannot read .*a\.xml: No such file"),
         ("<Annotations>", r"cannot read the polygons of .*a\.xml: no element found"),
         ("<Annotations/>", r"a\.xml has no regions"),
         ('<A><Region><Vertex X="1" Y="b"/></Region></A>', r"cannot read the polygons of .*a\.xml: could not convert"),
         ('<A><Region><Vertex X="1"/></Region></A>', r"cannot read the polygons of .*a\.xml"),
+        ('<A><Region><Vertex X="1" Y="nan"/></Region></A>', r"cannot read the polygons of .*a\.xml: .*nan"),
+        ('<A><Region><Vertex X="1" Y="1e400"/></Region></A>', r"cannot read the polygons of .*a\.xml: .*1e400"),
+        ('<A><Region/><Region><Vertex X="-1e12" Y="5"/></Region></A>', r"a\.xml: region 2 .* x -1e\+12, y 5.* 24x32"),
+        ("<A>" * 100_000, r"cannot read the polygons of .*a\.xml: no element found"),
+        ('<!DOCTYPE A [<!ENTITY a "b">]><A><Region/></A>', r"cannot read the polygons of .*a\.xml: .*DOCTYPE"),
+        ('<?xml version="1.0" encoding="nothing"?><A/>', r"cannot read the polygons of .*a\.xml: .*encoding"),
         ('<A><Region><Vertex X="1" Y="1"/></Region></A>', r"a\.xml has nothing to draw on an image of 24x32: 1 of 1"),
     ],
 )
