@@ -1,5 +1,7 @@
 """Processes that meet, agree and watch each other: real ones, over real sockets, without JAX."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -131,7 +133,7 @@ def test_a_process_that_does_not_come_is_named_by_all(tmp_path):
             {"facts": {"config": {"train.seed": 1, "data.name": "voc"}}},
             "differs from process 0 .* in its config: train.seed",
         ),
-        ({"workdir": "elsewhere"}, "does not see what process 0 .* writes to the workdir"),
+        ({"workdir": "elsewhere", "timeout": 6.0}, "does not see what process 0 .* writes to the workdir"),
     ],
 )
 def test_a_process_that_was_started_otherwise_is_named_by_all(second, words, tmp_path):
@@ -147,6 +149,9 @@ def test_a_process_that_was_started_otherwise_is_named_by_all(second, words, tmp
     if "process_id" in second:  # it can't reach the other, which has the port
         assert re.search(words.format(port=port), results[1][2])
         assert "process 1 of 2 did not come" not in results[1][2]
+    elif "workdir" in second:  # for all that process 0 knows it is a stranger
+        assert re.search(r"process 1 of 2 did not come .*; \d who connected", results[0][2])
+        assert re.search(words, results[1][2])
     else:
         assert all(re.search(words, error) for _, _, error in results)
 
@@ -165,18 +170,80 @@ def test_a_process_0_that_is_not_there_is_named_with_its_address(tmp_path):
     assert f"process 1 could not reach process 0 at --coordinator=localhost:{port} in 1 s (Connection refused)" in error
 
 
-def test_strangers_at_the_port_are_passed_over(tmp_path):
-    port = free_port()
-    first = start(0, 2, port, tmp_path)
-    for words in (b"GET / HTTP/1.1\r\n\r\n", b""):
-        for _ in range(100):
-            try:
-                with socket.create_connection(("localhost", port)) as stranger:
+ESCAPES = "\x1b[2J\x1b]0;mine\x07"
+RIGHT = {"id": 1, "of": 2, "host": ESCAPES, "pid": 1, "facts": {}, "token": "0" * 32, "proof": "0" * 64}
+STRANGERS = [  # each a list of what is sent, one after another
+    [b""],
+    [b"GET / HTTP/1.1\r\n\r\n"],
+    *([json.dumps(value).encode() + b"\n"] for value in ([], 5, None, "x", {}, {"id": 1, "of": 2}, {"nonce": []})),
+    *([b"[" * depth + b"\n"] for depth in (60_000, 100_000)),
+    [b'{"nonce":' * 20_000 + b"\n"],
+    [b"a" * 3_000_000],
+    [b"\xff\xfe\0\n"],
+    [b"9" * 10_000 + b"\n"],
+    [json.dumps(RIGHT).encode() + b"\n"],
+    [json.dumps({**RIGHT, "nonce": "0"}).encode() + b"\n", json.dumps(RIGHT).encode() + b"\n"],
+    *([b'{"nonce": "0"}\n', json.dumps({**RIGHT, **wrong}).encode() + b"\n"] for wrong in ({}, {"of": 3}, {"id": []})),
+    [b'{"nonce": "\\ud800\\u001b[2J"}\n', b'{"proof": "\\ud800"}\n'],
+    [b'{"nonce": "0"}\n{"nonce": "1"}\n{"nonce": "2"}\n'],
+]
+
+
+def visit(port: int, sent: list[bytes], *, stay: float = 0.0) -> bool:
+    """Whether a stranger found somebody at the port."""
+    for _ in range(100):
+        try:
+            with socket.create_connection(("localhost", port), timeout=5.0) as stranger:
+                for words in sent:
                     stranger.sendall(words)
-                break
-            except OSError:
-                time.sleep(0.05)
-    assert [status for status, _, _ in ends(first, start(1, 2, port, tmp_path))] == [0, 0]
+                    stranger.settimeout(0.1)
+                    with contextlib.suppress(TimeoutError):
+                        stranger.recv(1000)
+                time.sleep(stay)
+            return True
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+        except OSError:  # it was turned away meanwhile
+            return True
+    return False
+
+
+def test_strangers_are_turned_away_and_told_of_once(tmp_path):
+    port = free_port()
+    first = start(0, 2, port, tmp_path, timeout=40.0)
+    with concurrent.futures.ThreadPoolExecutor(len(STRANGERS) + 1) as pool:
+        silent = pool.submit(visit, port, [b""], stay=3.0)
+        assert all(pool.map(lambda sent: visit(port, sent), STRANGERS))
+        results = ends(first, start(1, 2, port, tmp_path, timeout=40.0))
+        assert silent.result()
+    assert [status for status, _, _ in results] == [0, 0], results
+    said = results[0][1] + results[0][2]
+    assert said.count("turned away") == len(set(re.findall(r"somebody at (\S+) ", said))) in (1, 2)  # ::1, 127.0.0.1
+    assert "\x1b" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"echo", b"HTTP/1.1 400\r\n\r\n", b"[]\n", b"a" * 10**6, b'{"names": [], "jax": 1}\n']
+)
+def test_a_stranger_at_the_address_of_process_0_is_not_believed(answer, tmp_path):
+    with socket.create_server(("localhost", 0)) as server:
+        other = start(1, 2, server.getsockname()[1], tmp_path, timeout=2.0)
+        (tmp_path / ".processes").write_text("0" * 32)
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.sendall(connection.recv(1000) if answer == b"echo" else answer)
+                        heard.append(connection.recv(10_000))
+
+        heard: list[bytes] = []
+        threading.Thread(target=serve, daemon=True).start()
+        ((status, _, error),) = ends(other)
+    assert status == 1
+    assert error.startswith("error: process 1 ") and "somebody else answers there" in error
+    assert b"facts" not in b"".join(heard) and b"0" * 32 not in b"".join(heard)
 
 
 # ------------------------------------------------------------------------------------------------------ while they work

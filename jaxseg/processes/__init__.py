@@ -37,7 +37,7 @@ def together(
     _abort_later()
     # Its handler of SIGTERM would take the place of ours, which tells the others itself.
     jax.config.update("jax_enable_preemption_service", False)
-    with _ending_at_once(), meet(place, facts, workdir, start_timeout).watch(say, silence) as group:
+    with _ending_at_once(), meet(place, facts, workdir, start_timeout, say).watch(say, silence) as group:
         jax.distributed.initialize(
             coordinator_address=group.jax_address,
             initialization_timeout=60,

@@ -7,6 +7,9 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from jaxseg.errors import shown
+
+LONGEST = 300  # characters of a value that are shown
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 Facts = Mapping[str, Mapping[str, Any]]
@@ -32,7 +35,7 @@ def difference(name: str, facts: Facts, first_name: str, first_facts: Facts) -> 
         different = [key for key in sorted({*values, *theirs}) if values.get(key) != theirs.get(key)]
         if different:
             pairs = ((key, theirs.get(key, "not set"), values.get(key, "not set")) for key in different[:3])
-            each = (f"{key} is {there} and not {here}" for key, there, here in pairs)
+            each = ("{} is {} and not {}".format(*(shown(word)[:LONGEST] for word in words)) for words in pairs)
             more = f", and {len(different) - 3} more differ" if len(different) > 3 else ""
             return f"{name} differs from {first_name} in its {about}: {', '.join(each)}{more}"
     return ""

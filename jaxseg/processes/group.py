@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import select
 import signal
 import sys
 import threading
@@ -11,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.process import Interrupted, catch_signals
 from jaxseg.processes.facts import Facts, difference, in_words
-from jaxseg.processes.line import Line
+from jaxseg.processes.line import Line, readable
 from jaxseg.processes.place import Place
 
 MISTAKE, FAULT = 1, 75  # exit statuses: of what starting again does not mend, and of what it may (EX_TEMPFAIL)
 BEAT = 1.0  # seconds between two signs of life
 SILENT = 10.0  # seconds without one, and it is said who is waited for
 PATIENCE = 5.0  # seconds that an error waits for a better one: who is gone
+
+LONGEST = 10_000  # characters of what another process says that are shown
 
 Say = Callable[[str], None]
 
@@ -220,39 +221,47 @@ class Group:
         if not self._lines:
             time.sleep(BEAT)
             return ""
-        for line in select.select(list(self._lines.values()), [], [], BEAT / 2)[0]:
+        for line in readable(list(self._lines.values()), BEAT / 2):
             number = next(number for number, each in self._lines.items() if each is line)
-            messages = line.receive(0)
-            if messages is None:
-                return f"{self.names[number]} ended without a word: it was killed, or its machine is gone"
-            self._heard[number] = time.monotonic()
-            for message in messages:
-                if "lost" in message:
-                    return message["lost"], message["status"]
-                if "failed" in message:
-                    return f"{self.names[number]} failed: {message['failed']}", message["status"]
-                if "bye" in message:
-                    del self._lines[number]
-                if "waits" in message:
-                    self._waits[number] = message["waits"]
-                if "facts" in message:
-                    self._told.put((number, message["facts"]))
-                if "agreed" in message:
-                    if message["agreed"]:
-                        self._ended.set()
-                    self._told.put((number, message["agreed"]))
-                if "pace" in message:
-                    self.paces[number] = message["pace"]
-                if "decision" in message:
-                    self._decisions.put(message["decision"])
-                if "signal" in message:
-                    self._stop(message["signal"])
-                if "stopping" in message:
-                    line.send(calls=self._hold(message["stopping"]))
-                if "calls" in message:
-                    self._count_calls(number, message["calls"])
-                if "stop_at" in message:
-                    self._stop_where(message["stop_at"])
+            try:
+                messages = line.receive(0)
+                if messages is None:
+                    return f"{self.names[number]} ended without a word: it was killed, or its machine is gone"
+                self._heard[number] = time.monotonic()
+                for message in messages:
+                    if lost := self._take(number, line, message):
+                        return lost
+            except (KeyError, TypeError, ValueError):
+                return f"{self.names[number]} sent what no process of a run sends"
+        return ""
+
+    def _take(self, number: int, line: Line, message: dict[str, Any]) -> str | tuple[str, int]:
+        if "lost" in message:
+            return in_lines(message["lost"]), int(message["status"])
+        if "failed" in message:
+            return f"{self.names[number]} failed: {in_lines(message['failed'])}", int(message["status"])
+        if "bye" in message:
+            del self._lines[number]
+        if "waits" in message:
+            self._waits[number] = message["waits"]
+        if "facts" in message:
+            self._told.put((number, message["facts"]))
+        if "agreed" in message:
+            if message["agreed"]:
+                self._ended.set()
+            self._told.put((number, message["agreed"]))
+        if "pace" in message:
+            self.paces[number] = message["pace"]
+        if "decision" in message:
+            self._decisions.put(message["decision"])
+        if "signal" in message:
+            self._stop(message["signal"])
+        if "stopping" in message:
+            line.send(calls=self._hold(message["stopping"]))
+        if "calls" in message:
+            self._count_calls(number, message["calls"])
+        if "stop_at" in message:
+            self._stop_where(message["stop_at"])
         return ""
 
     def _name_the_late(self) -> None:
@@ -282,6 +291,11 @@ class Group:
                 self._waiting.discard(number)
                 self._say(f"{name} is back")
         return ""
+
+
+def in_lines(text: str) -> str:
+    """What another process said of itself, to be printed: its lines, escaped, and not too many."""
+    return "\n".join(shown(line) for line in str(text)[:LONGEST].split("\n"))
 
 
 def _end(why: str, status: int) -> None:
