@@ -260,7 +260,7 @@ def eval_run(
         log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
     which = kind if which in checkpoint.KINDS else which
     content, others = dataset.contents[split], [protocol.slug] if protocol != own else []
-    if contents.get(split, content) != content:
+    if contents and contents.get(split) != content:
         others.append(content)  # of other images, or other labels, than the run's own
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:

@@ -158,15 +158,15 @@ def _find(directory: str, split: str) -> Path:
 
 def _stem(line: str, images: Mapping[str, Path], listing: Path) -> str:
     """The name of a list's line: a stem, a file's name, which may hold blanks, or the first of two paths."""
-    names = [_name(line), *map(_name, line.split())]
-    if names[0] in images or len(names) != 3:
-        return names[0]
-    if names[1] != names[2]:
+    whole, parts = _name(line), [_name(word) for word in line.split()]
+    if len(parts) != 2 or ("/" not in line and whole in images):
+        return whole
+    if parts[0] != parts[1]:
         raise UserError(
-            f"{shown(listing)} pairs {brief(names[1:2])} with the mask {brief(names[2:])}: a mask must have the "
-            "name of its image"
+            f"{shown(listing)} pairs {brief(parts[:1])} with the mask {brief(parts[1:])}: a mask must have the name of "
+            "its image"
         )
-    return names[1]
+    return parts[0]
 
 
 def _name(word: str) -> str:

@@ -79,7 +79,7 @@ def find_splits(folder: Path, scoring: Scoring | None = None) -> Splits:
 
 
 def _due(folder: Path) -> str:
-    there = sorted(path.name for path in _folders(folder).values())
+    there = [path.name for path in _folders(folder)]
     return (
         "its folders must be images and masks, or train/images and train/masks, or images/train and masks/train; "
         + (f"it has {brief(there, 8)}" if there else "it has no folders")
@@ -87,47 +87,60 @@ def _due(folder: Path) -> str:
     )
 
 
-def _folders(folder: Path) -> dict[str, Path]:
-    """The folders in `folder`, by name in small letters."""
+def _folders(folder: Path, name: str = "") -> list[Path]:
+    """The folders in `folder`, or those of a name, in small or capital letters."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name.lower(): folder / entry.name for entry in sorted(entries, key=str) if entry.is_dir()}
+            found = sorted(folder / entry.name for entry in entries if entry.is_dir())
     except OSError:
-        return {}
+        return []
+    return [path for path in found if not name or path.name.lower() == name]
 
 
 def _whole(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of images and masks that lie together, if there are any."""
-    here = _folders(folder)
-    images = here.get("images")
-    return (images, here.get("masks", folder / "masks")) if images and _holds_images(images) else None
+    """The folders of images and masks that lie together, if there are any.
+
+    Raises:
+      UserError: there are several.
+    """
+    places = [images for images in _folders(folder, "images") if _holds_images(images)]
+    return (_one(folder, "images", places), _first(folder, "masks")) if places else None
 
 
 def _places(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The folders of images and masks of each split, in either order of the names."""
-    here = _folders(folder)
-    images, masks = here.get("images"), here.get("masks")
-    found: dict[str, list[tuple[Path, Path]]] = {}
+    """The folders of images and masks of each split, in either order of the names.
+
+    Raises:
+      UserError: a split is there twice.
+    """
+    found = {}
     for split, names in SPLIT_NAMES.items():
-        places = []
-        for name in names:
-            if name in here and "images" in (below := _folders(here[name])):
-                places.append((below["images"], below.get("masks", here[name] / "masks")))
-        by_kind = _folders(masks) if masks else {}
-        masked = [by_kind[name] for name in names if name in by_kind]
-        for name in names:
-            if images and name in (below := _folders(images)):
-                of_name = [path for path in masked if path.name.lower() == name]
-                places.append((below[name], (of_name or masked or [(masks or folder / "masks") / name])[0]))
-        found[split] = [place for place in places if _holds_images(place[0])] or places[:1]
-    for split, places in found.items():
-        if len(places) > 1:
-            raise UserError(
-                f"{shown(folder)} has the split {split} {len(places)} times, in "
-                f"{brief([os.path.relpath(images, folder) for images, _ in places])}: put them together, or move all "
-                "but one away"
-            )
-    return {split: places[0] for split, places in found.items() if places}
+        homes = [home for name in names for home in _folders(folder, name)]
+        places = {images: _first(home, "masks") for home in homes for images in _folders(home, "images")}
+        for kind in _folders(folder, "images"):
+            masks = [path for name in names for path in _folders(_first(folder, "masks"), name)]
+            for images in [path for name in names for path in _folders(kind, name)]:
+                of_name = [path for path in masks if path.name.lower() == images.name.lower()]
+                places[images] = [*of_name, *masks, _first(folder, "masks") / images.name][0]
+        full = [images for images in places if _holds_images(images)]
+        if places:
+            images = _one(folder, f"the split {split}", full or list(places)[:1])
+            found[split] = (images, places[images])
+    return found
+
+
+def _first(folder: Path, name: str) -> Path:
+    return [*_folders(folder, name), folder / name][0]
+
+
+def _one(folder: Path, what: str, places: list[Path]) -> Path:
+    if len(places) > 1:
+        raise UserError(
+            f"{shown(folder)} has {what} {len(places)} times, in "
+            f"{brief([os.path.relpath(images, folder) for images in places])}: put them together, or move all but one "
+            "away"
+        )
+    return places[0]
 
 
 def _holds_images(folder: Path) -> bool:
