@@ -3,18 +3,20 @@
 import collections
 import dataclasses
 import functools
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, resident
+from jaxseg import checkpoint, memory, resident
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError
@@ -29,7 +31,7 @@ from jaxseg.published import DEFINITIONS
 from jaxseg.refine import create_refine_state, create_refine_step, discriminator_optimizer
 from jaxseg.score import build_eval_step
 from jaxseg.state import abstract_variables, create_state, init_variables
-from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_state
+from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_shardings, split_state
 
 
 @dataclasses.dataclass
@@ -64,23 +66,21 @@ def create_steps(
     With a `refine.base` they are those of the second stage, see `refine.create_refine_step`.
 
     Raises:
-      UserError: an unknown optimizer or schedule, class weights for other classes, no backbone to freeze.
+      UserError: an unknown optimizer or schedule, class weights for other classes, no backbone to freeze, a norm that
+        takes its statistics from one value, or more than memory holds.
     """
     info, optim, scale = dataset.info, config.optim, {"mean": config.data.mean, "std": config.data.std}
     schedule = create_schedule(optim, num_steps)
     tx = create_optimizer(optim, schedule)
     class_weights = _class_weights(config, dataset)
-    with without_convolutions():
-        variables = init_variables(model, config.train.seed)
-    if optim.freeze_backbone and "backbone" not in variables["params"]:
+    shapes = abstract_variables(model)
+    if optim.freeze_backbone and "backbone" not in shapes["params"]:
         raise UserError(f"optim.freeze_backbone is set, but {config.model.name} on {config.model.backbone} has none")
-    if weights:
-        variables = weights.into(variables)
     if config.refine.base:
         discriminator = PatchGAN(config.refine.discriminator_width, dtype=model.refiner.dtype)
         networks = (model, discriminator)
         txs = (tx, discriminator_optimizer(config.refine.discriminator_learning_rate))
-        state = create_refine_state(*networks, variables, *txs, seed=config.train.seed)
+        start = functools.partial(_refine_start, networks, txs, config.train.seed)
         train_step = create_refine_step(
             *networks,
             *txs,
@@ -91,7 +91,7 @@ def create_steps(
             ignore_label=info.ignore_label,
         )
     else:
-        state = create_state(variables, tx, ema=config.train.ema_decay > 0)
+        start = functools.partial(create_state, tx=tx, ema=config.train.ema_decay > 0)
         train_step = create_train_step(
             model,
             tx,
@@ -109,6 +109,10 @@ def create_steps(
             ema_decay=config.train.ema_decay,
             fsdp=config.train.fsdp,
         )
+    _check_step(config, train_step, jax.eval_shape(start, shapes), mesh)
+    with without_convolutions():
+        variables = init_variables(model, config.train.seed)
+    state = start(weights.into(variables) if weights else variables)
     state = split_state(state, mesh) if config.train.fsdp else replicate(state, mesh)
     placed = jax.tree.map(lambda x: x.sharding, state.opt_state)
     note = jax.jit(functools.partial(note_evaluation, optim), out_shardings=placed)
@@ -119,6 +123,46 @@ def create_steps(
         learning_rate=lambda state: learning_rate(schedule, state.opt_state, int(state.step) - 1),
         note_evaluation=lambda state, value: state.replace(opt_state=note(state.opt_state, value)),
     )
+
+
+def _refine_start(networks, txs, seed: int, variables: Mapping[str, Any]) -> Any:
+    return create_refine_state(*networks, variables, *txs, seed=seed)
+
+
+def _check_step(config: ConfigDict, train_step: Callable, state: Any, mesh: Mesh) -> None:
+    """Traces the step of `state`, shapes, without computing anything; its first call need not trace it again.
+
+    Raises:
+      UserError: the step refuses what it is given, see `step.check_statistics`, or takes more memory than is free.
+    """
+    data, local, processes = config.data, len(mesh.local_devices), jax.process_count()
+    size = (data.batch_size, *transforms.as_pair(data.crop_size))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    # Batches that are read ahead, of bytes.
+    ahead = 2 * data.workers + 2
+    batches = 4 * math.prod(size) // processes * ahead
+    remedy = (
+        f"lower data.batch_size, which is {data.batch_size}, or data.crop_size, {data.crop_size}, raise "
+        f"train.accumulate, {config.train.accumulate}, or take a smaller network"
+    )
+    if on_cpu:
+        memory.check_fits(batches, mesh, "reading batches ahead", remedy)
+    whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    placed = split_shardings(state, mesh) if config.train.fsdp else jax.tree.map(lambda x: whole, state)
+    state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, placed)
+    batch = {
+        "images": jax.ShapeDtypeStruct((*size, 3), np.uint8, sharding=by_row),
+        "labels": jax.ShapeDtypeStruct(size, np.uint8, sharding=by_row),
+    }
+    with memory.layer_inputs() as inputs:
+        train_step.eval_shape(state, batch)
+    frozen = config.optim.freeze_backbone
+    kept = [taken for path, taken in inputs.values() if not (frozen and path[:1] == ("backbone",))]
+    together = max if config.train.remat or config.refine.base else sum
+    parts = mesh.size if config.train.fsdp else 1
+    held, gradient = memory.bytes_of(state) // parts, memory.bytes_of(state.params) // parts
+    of_device = held + max(gradient, together(kept or [0]) // mesh.size)
+    memory.check_fits(local * of_device + batches if on_cpu else of_device, mesh, "a training step", remedy)
 
 
 def read_weights(

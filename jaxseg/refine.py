@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxseg.losses import cross_entropy
 from jaxseg.models.pix2pix import PatchGAN, Refined
-from jaxseg.state import TrainState
-from jaxseg.step import normalise
+from jaxseg.state import TrainState, own_buffers
+from jaxseg.step import check_statistics, normalise
 
 
 def discriminator_optimizer(learning_rate: float) -> optax.GradientTransformation:
@@ -40,7 +41,7 @@ def create_refine_state(
     """The state before the first step.
 
     Args:
-      variables: of `model`: those of a trained network at `first`, fresh ones at `refiner`.
+      variables: of `model`: those of a trained network at `first`, fresh ones at `refiner`. They are copied.
       tx: the refiner's optimizer.
       seed: of the discriminator.
     """
@@ -51,6 +52,7 @@ def create_refine_state(
         judge["opt_state"] = discriminator_tx.init(judge["params"])
         return {"refiner": tx.init(variables["params"]["refiner"]), "discriminator": judge}
 
+    variables = own_buffers(variables)
     # Compiled as one program: run operation by operation it takes many times longer.
     opt_state = jax.jit(init)(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], opt_state)
@@ -80,6 +82,9 @@ def create_refine_step(
       The step. `losses` are float32 scalars: `loss`, the refiner's, which is `adversarial + cross_entropy_weight *
       cross_entropy`, those two, and `discriminator`, the mean over patches of half its loss on the true and half on the
       refined map.
+
+    Raises:
+      UserError: when the step is first called or traced, see `step.check_statistics`.
     """
 
     def refine_step(state, batch):
@@ -91,12 +96,14 @@ def create_refine_step(
 
         def refine(params):
             variables = {"params": params, "batch_stats": state.batch_stats["refiner"]}
-            logits, updates = model.refiner.apply(variables, images, probs, train=True, mutable=["batch_stats"])
+            with nn.intercept_methods(check_statistics):
+                logits, updates = model.refiner.apply(variables, images, probs, train=True, mutable=["batch_stats"])
             return logits, updates["batch_stats"]
 
         def judge(params, batch_stats, maps):
             variables = {"params": params, "batch_stats": batch_stats}
-            patches, updates = discriminator.apply(variables, images, maps, train=True, mutable=["batch_stats"])
+            with nn.intercept_methods(check_statistics):
+                patches, updates = discriminator.apply(variables, images, maps, train=True, mutable=["batch_stats"])
             return patches, updates["batch_stats"]
 
         def refined_map(logits):

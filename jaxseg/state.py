@@ -65,9 +65,20 @@ def abstract_variables(model: nn.Module, sharding: jax.sharding.Sharding | None 
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
+def own_buffers(tree: Any) -> Any:
+    """`tree` with every array in a buffer of its own, where it lies: a step that is given them takes nobody else's."""
+
+    def copied(x):
+        held = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        return jax.device_put(x, x.sharding, may_alias=False) if held else x
+
+    return jax.tree.map(copied, tree)
+
+
 def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
-    """The state before the first step, with moving averages where `ema` says so."""
+    """The state before the first step, with moving averages where `ema` says so; `variables` are copied."""
+    # The step is given all buffers of the state to write to, each once.
+    variables = own_buffers(variables)
     params, batch_stats = variables["params"], variables["batch_stats"]
-    # Copied: the step is given all buffers of the state to write to, each once.
     averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(tx.init)(params), averages)

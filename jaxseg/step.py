@@ -8,6 +8,7 @@ traffic of float32.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxseg.errors import UserError
 from jaxseg.losses import cross_entropy, total_loss, upsampled_cross_entropy
 from jaxseg.metrics import confusion_matrix
 from jaxseg.models.layers import FullSize, resize_bilinear
-from jaxseg.state import TrainState
+from jaxseg.state import TrainState, own_buffers
 
 # Bytes of a device's logits at the size of the images, on a CPU (whose caches they should stay near) and on others.
 # Beyond, they are made and used an image at a time.
@@ -54,8 +55,8 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """`tree` with every array whole on every device of the mesh, in buffers of its own."""
-    return jax.device_put(tree, NamedSharding(mesh, P()), may_alias=False)
+    """`tree` with every array whole on every device of the mesh, in buffers of its own: a step may be given them."""
+    return jax.device_put(own_buffers(tree), NamedSharding(mesh, P()), may_alias=False)
 
 
 def split_largest_axis(x: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh) -> NamedSharding:
@@ -68,8 +69,11 @@ def split_largest_axis(x: jax.Array | jax.ShapeDtypeStruct, mesh: Mesh) -> Named
 
 
 def split_state(state: TrainState, mesh: Mesh) -> TrainState:
-    """`state` for a step with `fsdp`: each device has its part of parameters, optimizer state and moving averages."""
-    return jax.device_put(state, _split_shardings(state, mesh), may_alias=False)
+    """`state` for a step with `fsdp`: each device has its part of parameters, optimizer state and moving averages.
+
+    In buffers of its own, as `replicate`.
+    """
+    return jax.device_put(own_buffers(state), split_shardings(state, mesh), may_alias=False)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
@@ -79,7 +83,8 @@ def gather(tree: Any, mesh: Mesh) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
 
 
-def _split_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+def split_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """For every array of a state how `split_state` lays it over the mesh."""
     shardings = jax.tree.map(functools.partial(split_largest_axis, mesh=mesh), state)
     # Statistics are small, and every device computes all of them.
     return shardings.replace(batch_stats=jax.tree.map(lambda x: NamedSharding(mesh, P()), state.batch_stats))
@@ -151,6 +156,10 @@ def create_train_step(
         (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`: the first weights would stay for long.
       fsdp: whether the state is that of `split_state`, and stays so: fully sharded data parallelism (Rajbhandari et al.
         2020, ZeRO's third stage). Parameters are gathered where the step uses them; values are equal up to rounding.
+
+    Raises:
+      UserError: when the step is first called or traced, where a norm has one value to take its statistics from, see
+        `check_statistics`.
     """
     losses = {"cross_entropy": 1.0} if losses is None else losses
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -160,6 +169,7 @@ def create_train_step(
         """New statistics, and the logits: the network's own, then the auxiliary ones."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(nn.intercept_methods(_leave_size))
+            stack.enter_context(nn.intercept_methods(check_statistics))
             if freeze_backbone:
                 stack.enter_context(nn.intercept_methods(_freeze_backbone))
             if remat:
@@ -225,7 +235,7 @@ def create_train_step(
         ema = _averaged(state, {"params": params, "batch_stats": batch_stats}, ema_decay) if ema_decay else state.ema
         state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
         if fsdp:
-            state = jax.lax.with_sharding_constraint(state, _split_shardings(state, mesh))
+            state = jax.lax.with_sharding_constraint(state, split_shardings(state, mesh))
         return state, {"loss": loss}
 
     placed = None if fsdp else whole  # None: as it comes and as it is left
@@ -245,6 +255,39 @@ def _leave_size(call, arguments, keywords, context):
     """For `nn.intercept_methods`: logits are left as they are before `FullSize`."""
     if isinstance(context.module, FullSize):
         return _Resizable(*arguments, context.module.align_corners)
+    return call(*arguments, **keywords)
+
+
+def check_statistics(call, arguments, keywords, context):
+    """For `nn.intercept_methods`: refuses a norm that takes mean and variance from one value.
+
+    What it gives is 0 whatever the image, and its running variance goes to 0, so evaluation blows up: an image's mean
+    behind global pooling in a batch of one image, or features of one pixel. Counted are the values of a channel, or of
+    a group of them, over the slice of the batch that the network sees at once, on all devices.
+
+    Raises:
+      UserError: names the layer, the shape of its features and the remedy.
+    """
+    norm = context.module
+    if context.method_name == "__call__" and isinstance(norm, nn.BatchNorm | nn.GroupNorm):
+        x = arguments[0]
+        if isinstance(norm, nn.GroupNorm):
+            groups = norm.num_groups or x.shape[-1] // norm.group_size
+            values = math.prod(x.shape[1:]) // groups
+        else:
+            running = keywords.get("use_running_average", norm.use_running_average)
+            # Under an axis name others join in, whose number is theirs to know.
+            counted = not running and norm.axis_name is None
+            axes = norm.axis if isinstance(norm.axis, tuple) else (norm.axis,)
+            values = x.size // math.prod(x.shape[axis] for axis in axes) if counted else 2
+        if values == 1:
+            name, shape = "/".join(norm.path) or type(norm).__name__, "x".join(map(str, x.shape[1:-1]))
+            what = "a channel" if isinstance(norm, nn.BatchNorm) else "a group"
+            raise UserError(
+                f"the norm {name} would take mean and variance from one value {what}: its features are of {shape} "
+                f"pixels, of {x.shape[0]} image at once. Give it more: a data.batch_size of 2 times train.accumulate "
+                "or more, or a larger data.crop_size where they are no image's mean"
+            )
     return call(*arguments, **keywords)
 
 

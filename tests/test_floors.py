@@ -14,6 +14,7 @@ PACKAGE = ROOT / "jaxseg"
 MODEL_HALF = (
     "models",
     "losses",
+    "memory",
     "metrics",
     "optim",
     "partition",

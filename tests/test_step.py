@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from configs import default
 from jaxseg.errors import UserError
@@ -564,13 +566,80 @@ def test_a_batch_goes_to_the_devices_by_row_and_leaves_what_is_no_array():
     assert [shard.data.shape[0] for shard in halves] == [2, 2]
 
 
-def test_replicating_makes_buffers_of_its_own():
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("given", ["one device", "all devices", "another device", "numpy"])
+@pytest.mark.parametrize("place", [replicate, split_state])
+def test_a_step_takes_no_buffer_of_what_its_state_was_made_of(place, given, count):
     """The step donates its state: what it was made from must live on."""
-    mesh = create_mesh(devices(1))
-    original = jax.device_put(jnp.arange(4.0), devices(1)[0])
-    copy = replicate(original, mesh)
-    copy.delete()
-    np.testing.assert_array_equal(original, np.arange(4.0))
+    mesh, values = create_mesh(devices(count)), np.arange(4096.0, dtype=np.float32)
+    variables = {
+        "one device": lambda: jax.device_put(values, devices(1)[0]),
+        "another device": lambda: jax.device_put(values, devices(2)[1]),
+        "all devices": lambda: jax.device_put(values, NamedSharding(mesh, P())),
+        "numpy": values.copy,
+    }[given]
+    variables = {"params": {"kernel": variables()}, "batch_stats": {"bn": {"mean": variables()}}}
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = create_state(variables, optax.adam(1e-3), ema=True)
+    placed = place(state, mesh)
+    jax.block_until_ready(step(placed))
+    assert placed.params["kernel"].is_deleted()
+    jax.block_until_ready(step(state))  # it is all there still
+    for x in jax.tree.leaves(variables):
+        np.testing.assert_array_equal(x, values)
+
+
+# ------------------------------------------------------------------------------------------ norms over a single value
+
+
+def trace(model, size, *, accumulate=1, count=1, freeze_backbone=False):
+    """Traces a training step of a batch of `size` [B, H, W] on `count` devices; nothing is computed."""
+    mesh, tx = create_mesh(devices(count)), optax.sgd(0.1)
+    step = create_train_step(model, tx, mesh, **SCALE, seed=0, accumulate=accumulate, freeze_backbone=freeze_backbone)
+    state = jax.eval_shape(lambda variables: create_state(variables, tx), abstract_variables(model))
+    batch = {"images": jax.ShapeDtypeStruct((*size, 3), jnp.uint8), "labels": jax.ShapeDtypeStruct(size, jnp.uint8)}
+    return step.eval_shape(state, batch)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "size", "layer"),
+    [
+        ("deeplabv3plus", {}, (1, 64, 64), "aspp/pooling/bn"),
+        ("deeplabv3", {"rates": (1,)}, (1, 64, 64), "aspp/pooling/bn"),
+        ("pspnet", {"norm_one_window": True}, (1, 64, 64), "pyramid/bins_1/bn"),
+        ("unet", {}, (1, 32, 32), "backbone/layer4_0/"),
+        ("fpn", {"features": 32, "norm": "batch"}, (1, 32, 32), "backbone/layer4_0/"),
+    ],
+)
+def test_a_norm_over_one_value_is_refused_when_the_step_is_traced(family, options, size, layer):
+    model = create_model(family, backbone="resnet18", num_classes=2, **options)
+    with pytest.raises(UserError, match=f"norm {layer}.*data.batch_size"):
+        trace(model, size)
+
+
+def test_a_slice_of_one_image_is_refused_and_one_of_two_is_not():
+    for size, slices, count in ((2, 2, 1), (4, 4, 2)):
+        with pytest.raises(UserError, match=r"norm aspp/pooling/bn.*train.accumulate"):
+            trace(small_network(), (size, 64, 64), accumulate=slices, count=count)
+    # Statistics are of the images of all devices.
+    for size, slices, count in ((2, 1, 1), (2, 1, 2), (4, 2, 2)):
+        trace(small_network(), (size, 64, 64), accumulate=slices, count=count)
+
+
+def test_norms_that_keep_their_statistics_or_see_several_pixels_take_a_batch_of_one():
+    model = create_model("unet", backbone="resnet18", num_classes=2)
+    trace(model, (1, 64, 64))
+    with pytest.raises(UserError, match="norm "):
+        trace(model, (1, 32, 32))
+    trace(create_model("pspnet", backbone="resnet18", num_classes=2), (1, 64, 64))
+    trace(create_model("fcn", backbone="vgg16", num_classes=2, width=8), (1, 32, 32), freeze_backbone=True)
+
+
+def test_a_group_of_one_value_is_refused():
+    model = create_model("fpn", backbone="vgg16", num_classes=2, features=32)
+    with pytest.raises(UserError, match="norm level_5_to_4/norm"):
+        trace(model, (4, 32, 32))
+    trace(model, (4, 64, 64))
 
 
 def test_normalise_by_hand():

@@ -5,15 +5,18 @@ import pathlib
 import stat
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from helpers import TinyBackbone, flags_of, one_error, rows, saved, steps, write_camvid
+from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxseg import build
+from jaxseg import train as running
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.errors import UserError
 from jaxseg.models import pretrained
+from jaxseg.step import create_mesh
 from jaxseg.train import train
 
 pytest_plugins = ["tiny_runs"]
@@ -148,10 +151,33 @@ def test_class_weights_of_another_number_of_classes(tiny, tmp_path):
     assert message.startswith("loss.class_weights has 2 numbers, and camvid 11 classes: give one for each of sky, ")
 
 
-def test_a_backbone_to_freeze_that_is_not_there(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "init_variables", lambda model, seed: {"params": {"head": {}}, "batch_stats": {}})
-    message = refused(tiny.config(optim__freeze_backbone=True), tmp_path / "run")
-    assert message == "optim.freeze_backbone is set, but tiny on tiny has none"
+def with_options(config, **options):
+    with config.unlocked():
+        config.model.options = ConfigDict(options)
+    return config
+
+
+PLAIN = {"model__name": "unet", "model__backbone": "plain"}
+
+
+def test_a_backbone_to_freeze_that_is_not_there(tiny, tmp_path):
+    config = with_options(tiny.config(**PLAIN, optim__freeze_backbone=True), width=2, depth=1)
+    assert refused(config, tmp_path / "run") == "optim.freeze_backbone is set, but unet on plain has none"
+
+
+def test_a_network_that_no_memory_holds(tiny, tmp_path):
+    message = refused(with_options(tiny.config(**PLAIN, data__crop_size=64), width=8192, depth=6), tmp_path / "run")
+    assert " GiB" in message and "data.batch_size, which is 2" in message
+
+
+@pytest.mark.parametrize(("batch", "slices"), [(1, 1), (2, 2)])
+def test_a_norm_over_one_value_is_refused_before_the_first_step(batch, slices, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
+    config = tiny.config(
+        model__name="pspnet", model__backbone="resnet18", data__batch_size=batch, train__accumulate=slices
+    )
+    message = refused(with_options(config, norm_one_window=True, features=8), tmp_path / "run")
+    assert message.startswith("the norm pyramid/bins_1/bn ") and "data.batch_size" in message
 
 
 # -------------------------------------------------------------------------------------------------- while it goes on

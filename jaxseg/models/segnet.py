@@ -99,7 +99,8 @@ class SegNetBasic(nn.Module):
         if not 1 <= self.depth <= 6:
             raise UserError(f"depth is {self.depth}: it must be from 1 to 6 poolings")
         if min(images.shape[1:3]) < 2**self.depth:
-            raise UserError(f"images are {images.shape[1]}x{images.shape[2]}: {self.depth} poolings leave nothing")
+            size = f"{images.shape[1]}x{images.shape[2]}"
+            raise UserError(f"images are {size}: {self.depth} poolings (depth) leave nothing of them, give larger ones")
         x, poolings = local_response_norm(images).astype(self.dtype), []
 
         for i in range(self.depth):
