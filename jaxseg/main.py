@@ -143,9 +143,9 @@ def run(_) -> None:
 
             facts = {"checkpoint": CHECKPOINT.value, "split": SPLIT.value, **overrides}
             # Nothing is to be saved: a signal ends a process at once, and the others with it.
-            with _group(workdir, {"flags": facts}):
+            with _group(workdir, {"flags": facts}) as group:
                 use_compile_cache()
-                eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides)
+                eval_run(workdir, which=CHECKPOINT.value, split=SPLIT.value, overrides=overrides, group=group)
         elif SWEEP.value:
             from jaxseg.sweep import sweep
 

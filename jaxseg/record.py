@@ -40,6 +40,8 @@ FRESH = {
     "timed_steps": 0,
 }
 
+DECIDED = ("best_score", "best_step", "stale", "evaluated")  # of these: what process 0 decides for all
+
 
 def from_checkpoint(progress: dict[str, Any], where: object) -> dict[str, Any]:
     """The progress of the checkpoint at `where`, also of one from before there was a choice of scores.

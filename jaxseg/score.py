@@ -26,6 +26,8 @@ from jaxseg.evaluate import Evaluation, evaluate
 from jaxseg.files import EVALUATIONS, replacing
 from jaxseg.forms import read_run
 from jaxseg.lookup import lookup
+from jaxseg.processes.facts import of_data, of_records
+from jaxseg.processes.group import Group
 from jaxseg.state import abstract_variables
 from jaxseg.step import check_batch_size, create_eval_step, create_mesh, fill_colour
 from jaxseg.writers import print_line
@@ -204,6 +206,7 @@ def eval_run(
     split: str = "",
     overrides: Mapping[str, Any] | None = None,
     log=print_line,
+    group: Group | None = None,
 ) -> dict[str, float]:
     """Scores a checkpoint of the run in `workdir` on a split, prints the table per class and returns the scores.
 
@@ -217,6 +220,7 @@ def eval_run(
       which: the checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
       split: '' for `eval.split`, and where that is '' for the data set's evaluation split.
       overrides: fields of the run's config set anew, `{'data.dir': ...}`; those that no weight depends on.
+      group: the processes that score together, each of which calls this; None for this one alone.
 
     Raises:
       UserError: there is no such run, checkpoint or split, an override would make another run of it, or the scores
@@ -241,12 +245,16 @@ def eval_run(
     trained, contents = configs.read_info(workdir, own_config), read_run(workdir).get("contents", {})
     wanted = split or config.eval.split or default_split(config.data.name)
     dataset = open_to_score(config, own_config, trained, wanted, contents.get(wanted, ""))
-    configs.check_same_classes(dataset.info, workdir, own_config)
     info, split = dataset.info, dataset.eval_split
+    if group:
+        group.agree(of_data(dataset, [split]), lambda: {"data": of_records(dataset, [split])})
+    configs.check_same_classes(info, workdir, own_config)
     model = configs.build_model(config, info.num_classes)
     eval_step = build_eval_step(config, model, mesh, info)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         kind, step = checkpoints.find(which)
+        if group:
+            group.agree({"checkpoint": {"kind": kind, "step": step}})
         whole = abstract_variables(model, NamedSharding(mesh, P()))
         variables = checkpoints.restore_variables(whole, kind, step)
     started, silent = time.perf_counter(), jax.process_index() > 0

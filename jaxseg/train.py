@@ -17,6 +17,7 @@ from jaxseg.errors import UserError
 from jaxseg.evaluate import Evaluation
 from jaxseg.pace import Pace
 from jaxseg.process import Interrupted, catch_signals
+from jaxseg.processes.facts import of_classes, of_data, of_records, of_tensors
 from jaxseg.processes.group import Group
 from jaxseg.score import eval_split, open_data, score_split
 from jaxseg.step import create_mesh, gather, put_batch
@@ -43,6 +44,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     workdir = pathlib.Path(workdir)
     configs.validate(config)
     info = data_info(config.data.name, config.data.version, config.data.dir)
+    if group:
+        # Before anything that all of them do together, which one that takes another way would leave them waiting in.
+        has = {"has checkpoints": checkpoint.has_any(workdir)}
+        group.agree({"config": configs.flatten(config), "classes": of_classes(info), "workdir": has})
     build.check_score(config, info)
     model = configs.build_model(config, info.num_classes)
     config, weights, notes = build.read_weights(config, model, workdir)
@@ -55,7 +60,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
     dataset = open_data(config)
     if group:
         # Here those wait who had nothing to prepare.
-        group.agree({"data": {**dataset.lengths, **{f"{k} content": v for k, v in dataset.contents.items()}}})
+        group.agree(of_data(dataset, dataset.splits), lambda: {"data": of_records(dataset, dataset.splits)})
+        tensors = of_tensors(weights.tensors if weights else {})
+        group.agree({"config": configs.flatten(config), "weights": tensors})
     if checkpoint.has_any(workdir):
         configs.check_same_classes(dataset.info, workdir, config)
         configs.check_same_data(dataset, workdir, config)
@@ -147,6 +154,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                     stopped = interrupted.number
                 else:
                     score, is_best = run.evaluation(step, *scored)
+                    if group:  # one decides for all, though each has the same numbers
+                        own = [score, is_best, {key: progress[key] for key in record.DECIDED}]
+                        score, is_best, decided = group.decided(own)
+                        progress.update(decided)
                     state = steps.note_evaluation(state, score if run.lower_is_better else -score)
                     if is_best:
                         checkpoints.save("best", state, progress)

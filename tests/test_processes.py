@@ -36,7 +36,7 @@ print("met", group.names, group.jax_address, flush=True)
 try:
     with group.watch(lambda text: print("say", text, flush=True), given["silence"]):
         if given["later"]:
-            group.agree(given["later"])
+            group.agree(given["later"], lambda: given["closer"])
         group.waits_since = time.monotonic() if given["waits"] else None
         time.sleep(given["waits"])
         group.waits_since = None
@@ -53,7 +53,7 @@ print("left", flush=True)
 
 def start(process_id: int, num_processes: int, port: int, workdir, **given) -> subprocess.Popen:
     defaults = {"facts": {}, "timeout": 20.0, "silence": 60.0, "seconds": 0.5, "fails": False}
-    defaults |= {"later": {}, "mistake": "", "waits": 0.0}
+    defaults |= {"later": {}, "closer": {}, "mistake": "", "waits": 0.0}
     place = (f"localhost:{port}", num_processes, process_id)
     given = {**defaults, "place": place, "workdir": str(workdir), **given}
     command = [sys.executable, "-c", PROCESS, json.dumps(given)]
@@ -349,6 +349,56 @@ def test_facts_that_come_up_later_are_compared_too(tmp_path):
         if due:
             assert len({error for _, _, error in results}) == 1
             assert re.search(r"process \d .* differs from process 0 .* in its data: records is", results[0][2])
+
+
+def test_what_differs_is_looked_at_more_closely_and_the_first_is_named(tmp_path):
+    port, records = free_port(), [f"street_{i}, images 0, labels {i}" for i in range(12)]
+    given = []
+    for content in ("a", "b"):
+        facts = {f"record {i} of train": record + content * (i > 9) for i, record in enumerate(records)}
+        given.append({"later": {"data": {"content of train": content}}, "closer": {"data": facts}})
+    results = ends(*(start(i, 2, port, tmp_path, **given[i]) for i in range(2)))
+    for status, _, error in results:
+        assert status == 1
+        assert re.search(
+            r"process 1 .* in its data: record 10 of train is street_10, images 0, labels 10b and not", error
+        )
+        assert "content of" not in error
+
+
+ASKING = """
+import json, os, pathlib, signal, sys, time
+from jaxseg import process
+from jaxseg.processes import group as watch, meeting, place
+
+number, count, port, workdir, slow, signalled_at = json.loads(sys.argv[1])
+watch.BEAT, process.BURST = 0.1, 0.3
+with meeting.meet(place.Place(f"localhost:{port}", count, number), {}, workdir, 20.0).watch(print, 60.0) as group:
+    decisions = [group.decided([number, float("inf"), {"stale": i}]) for i in range(100)]
+    with group.catch_signals() as asked:
+        for call in range(1, 10_000):
+            if call == signalled_at:
+                os.kill(os.getpid(), signal.SIGHUP)
+            if came := asked():
+                break
+            time.sleep(slow)
+    print(json.dumps([call, came, decisions]), flush=True)
+"""
+
+
+def test_a_signal_to_any_comes_to_all_at_one_call_and_process_0_decides(tmp_path):
+    port, started = free_port(), []
+    for number, (slow, signalled_at) in enumerate([(0.02, 0), (0.001, 100), (0.0005, 130)]):
+        given = json.dumps([number, 3, port, str(tmp_path), slow, signalled_at])
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+        started.append(subprocess.Popen([sys.executable, "-c", ASKING, given], **pipes, env=environment))
+    results = ends(*started)
+    assert [status for status, _, _ in results] == [0, 0, 0], results
+    told = [json.loads(out) for _, out, _ in results]
+    assert told[0] == told[1] == told[2]
+    assert told[0][1] == signal.SIGHUP and told[0][0] >= 100
+    assert told[0][2] == [[0, float("inf"), {"stale": i}] for i in range(100)]
 
 
 def test_a_mistake_of_one_is_no_fault_of_the_others(tmp_path):

@@ -14,7 +14,8 @@ import time
 
 import numpy as np
 import pytest
-from helpers import flags_of, one_error, rows, saved, steps
+from helpers import ROOT, flags_of, one_error, rows, saved, steps
+from PIL import Image
 
 from jaxseg.processes.group import FAULT, MISTAKE
 from jaxseg.processes.place import free_port
@@ -299,6 +300,70 @@ def test_processes_of_different_configs_are_told_apart(workplace, tmp_path):
     for status, _, err in ends([first[0], other]):
         assert "differs from process 0" in one_error(status, err)
         assert "in its config: train.seed is 1 and not 0" in err
+
+
+def folders(tmp_path, names: tuple[str, str]) -> list[pathlib.Path]:
+    """Two machines' folders of the same images and masks; their classes' names may differ."""
+    there = []
+    for number, second in enumerate(names):
+        folder = tmp_path / f"machine{number}" / "data"
+        for split in ("train", "val"):
+            for i in range(4):
+                rng = np.random.default_rng(i)
+                mask = np.arange(32, dtype=np.uint8).repeat(32).reshape(32, 32) // 16
+                for kind, pixels in (("images", rng.integers(0, 255, (32, 32, 3), np.uint8)), ("masks", mask)):
+                    (folder / kind / split).mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(folder / kind / split / f"{i}.png")
+        (folder / "classes.yaml").write_text(f"names: [background, {second}]\n")
+        there.append(folder)
+    return there
+
+
+def start_elsewhere(workplace, there: list[pathlib.Path], *more: str, **overrides) -> list[subprocess.Popen]:
+    """A process on each of these machines: one command, whose data.dir is theirs."""
+    flags = flags_of(workplace.config(**SETTINGS, **overrides, data__name="folder", data__dir="data"))
+    flags[0] = f"--config={ROOT / 'configs' / 'default.py'}"
+    places = [f"--coordinator=localhost:{free_port()}", f"--num_processes={len(there)}", *more]
+    started = []
+    for number, folder in enumerate(there):
+        before = f"import os\nos.chdir({str(folder.parent)!r})\nhelpers.without_tensorflow()"
+        environment = {"TFDS_DATA_DIR": str(folder.parent / "prepared"), "JAX_NUM_CPU_DEVICES": "1"}
+        arguments = [*flags, *places, f"--process_id={number}"]
+        started.append(workplace.start("jaxseg.main", *arguments, before=before, **environment))
+    return started
+
+
+def test_processes_whose_classes_have_other_names_do_not_start(workplace, tmp_path):
+    there = folders(tmp_path, ("red", "blue"))
+    started = start_elsewhere(workplace, there, f"--workdir={tmp_path / 'run'}", train__best="iou/red")
+    for status, _, err in ends(started):
+        assert re.search(r"process 1 .* in its classes: class 1 is blue and not red", one_error(status, err))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_first_record_that_differs_is_named_in_training_and_scoring(workplace, tmp_path):
+    there = folders(tmp_path, ("red", "red"))
+    workdir = f"--workdir={tmp_path / 'run'}"
+    results = ends(start_elsewhere(workplace, there, workdir, train__best="iou/red", train__num_steps=4))
+    assert [status for status, _, _ in results] == [0, 0], results
+    for split, name in (("val", "2"), ("train", "1")):
+        path = there[1] / "masks" / split / f"{name}.png"
+        mask = np.array(Image.open(path))
+        mask[:4] = 1 - mask[:4]
+        Image.fromarray(mask).save(path)
+    started = start_elsewhere(workplace, there, f"--workdir={tmp_path / 'other'}", train__num_steps=4)
+    for status, _, err in ends(started):
+        assert re.search(r"process 1 .* in its data: record 1 of train is 1, images", one_error(status, err))
+    places = [f"--coordinator=localhost:{free_port()}", "--num_processes=2", "--mode=eval", workdir]
+    started = []
+    for number, folder in enumerate(there):
+        before = f"import os\nos.chdir({str(folder.parent)!r})"
+        environment = {"TFDS_DATA_DIR": str(folder.parent / "prepared"), "JAX_NUM_CPU_DEVICES": "1"}
+        arguments = [*places, f"--process_id={number}"]
+        started.append(workplace.start("jaxseg.main", *arguments, before=before, **environment))
+    for status, _, err in ends(started):
+        assert re.search(r"process 1 .* in its data: record 2 of val is 2, images", one_error(status, err))
 
 
 def test_a_batch_that_processes_do_not_divide_is_refused_with_the_next_that_they_do(workplace, tmp_path):

@@ -21,6 +21,9 @@ from jaxseg.processes.group import FAULT, MISTAKE, Group, Say
 from jaxseg.processes.meeting import meet
 from jaxseg.processes.place import Place
 
+# Of JAX: they decide which numbers the same program computes, or which program it is.
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable")
+
 
 @contextlib.contextmanager
 def together(
@@ -50,7 +53,8 @@ def together(
         )
         with _listeners_give_way():
             device = jax.local_devices()[0]
-        group.agree({"devices": {"number": jax.local_device_count(), "platform": device.platform}})
+        devices = {"number": jax.local_device_count(), "platform": device.platform}
+        group.agree({"devices": devices, "settings of JAX": {name: getattr(jax.config, name) for name in SETTINGS}})
         # Gloo gives all of them 30 s to connect at their first exchange: now, while they are level.
         multihost_utils.sync_global_devices("jaxseg")
         try:

@@ -68,8 +68,11 @@ class Group:
         self._thread.start()
         return self
 
-    def agree(self, facts: Facts) -> None:
+    def agree(self, facts: Facts, closer: Callable[[], Facts] = dict) -> None:
         """Returns once all processes have called this with the same facts, see `meet`; however long that takes.
+
+        Args:
+          closer: facts that tell more exactly what differs; asked for only where `facts` do.
 
         Raises:
           UserError: on all of them, with what differs.
@@ -78,17 +81,26 @@ class Group:
         if self.place.process_id:
             self._lines[0].send(facts=facts)
             _, fault = self._told.get()
+            if fault is None:
+                self._lines[0].send(facts=in_words(closer()))
+                _, fault = self._told.get()
         else:
-            fault = ""
-            for _ in range(len(self._lines)):
-                number, theirs = self._told.get()
-                fault = fault or difference(self.names[number], theirs, self.names[0], facts)
+            fault = self._compare(facts)
             if fault:
+                for line in self._lines.values():
+                    line.send(agreed=None)
+                fault = self._compare(in_words(closer())) or fault
                 self._ended.set()  # each ends by itself then, in these words; that others are faster is no news
             for line in self._lines.values():
                 line.send(agreed=fault)
         if fault:
-            raise UserError(fault)
+            raise UserError(in_lines(fault))
+
+    def _compare(self, facts: dict[str, dict[str, str]]) -> str:
+        """In process 0, in what the facts that the others send differ from its own."""
+        theirs = dict(self._told.get() for _ in range(len(self._lines)))
+        found = (difference(self.names[i], theirs[i], self.names[0], facts) for i in sorted(theirs))
+        return next(filter(None, found), "")
 
     def tell_pace(self, **figures: float) -> None:
         """Puts the figures of this process into the `paces` of process 0."""
