@@ -23,6 +23,7 @@ from jaxseg.files import open_regular, replacing
 
 _CHUNK = 1 << 20
 _MOST_BYTES, _MOST_FILES, _MOST_HEADER = 2**33, 200_000, 2**20  # of an archive, of its names
+_DEEPEST = 100
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ def _inside(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
             raise tarfile.TarError(f"{member.name} is no file or folder inside it")
+        if len(path.parts) > _DEEPEST:
+            raise tarfile.TarError(f"{member.name[:100]}... is in {len(path.parts):,} folders")
         size += member.size
         if count > _MOST_FILES or size > _MOST_BYTES:
             raise tarfile.TarError(f"it has more than {_MOST_FILES:,} files or {_MOST_BYTES:,} bytes")

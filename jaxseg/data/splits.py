@@ -154,8 +154,8 @@ def _holds_images(folder: Path) -> bool:
 def _pairs(images_in: Path, masks_in: Path, found: Splits) -> list[Pair]:
     images, masks = by_stem(images_in, IMAGES, found.faults), by_stem(masks_in, MASKS, found.faults)
     lying = {place: _files(place) for place in (images_in, masks_in)}
-    _leave_out_dangling(images, masks, found)
-    _leave_out_dangling(masks, images, found)
+    _take_out(images, masks, found)
+    _take_out(masks, images, found)
     told: set[Path] = set()
     other_kinds = {}
     for place, kinds in ((images_in, IMAGES), (masks_in, MASKS)):
@@ -184,11 +184,16 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _leave_out_dangling(files: dict[str, Path], others: dict[str, Path], found: Splits) -> None:
+def _take_out(files: dict[str, Path], others: dict[str, Path], found: Splits) -> None:
+    """Takes what is no regular file out of `files`, and its partner out of `others`; a link to nothing is no fault."""
     for name, file in list(files.items()):
+        if os.path.isfile(file):
+            continue
+        partner = others.pop(name, None)
+        with_partner = f", left out with {shown(partner.name)}" if partner else ""
         if file.is_symlink() and not os.path.exists(file):
-            partner = others.pop(name, None)
-            and_partner = f", left out with {shown(partner.name)}" if partner else ""
-            found.left_out.append(f"{shown(file)} is a link to nothing{and_partner}")
-            found.named |= {file, *([partner] if partner else [])}
-            del files[name]
+            found.left_out.append(f"{shown(file)} is a link to nothing{with_partner}")
+        else:
+            found.faults.append(f"{shown(file)} is no regular file{with_partner}")
+        found.named |= {file, *([partner] if partner else [])}
+        del files[name]

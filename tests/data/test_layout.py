@@ -80,7 +80,7 @@ def test_what_lies_together_beside_a_test_split_is_trained_on(tmp_path):
 
 @pytest.mark.parametrize(
     "beside",
-    ["holdout/images/x.jpg", "images/x.jpg", "x.png", "train/images/deeper/x.tif", "eval/x.bmp", "a/b/c/x.webp"],
+    ["holdout/images/x.jpg", "images/x.jpg", "x.png", "train/images/deeper/x.tif", "eval/x.gif", "a/b/c/x.webp"],
 )
 def test_whatever_else_holds_images_is_said(tmp_path, beside, capfd):
     write_pairs(tmp_path / "train" / "images", tmp_path / "train" / "masks", "abc")
@@ -137,11 +137,27 @@ def test_a_link_to_nothing_is_left_out_with_its_partner_and_said(tmp_path, kind)
     assert f"{path} is a link to nothing, left out with c." in told and "can't be used" not in told
 
 
+@pytest.mark.parametrize("kind", ["fifo", "folder", "/dev/zero"])
+def test_what_is_no_regular_file_is_a_fault_at_once(tmp_path, kind):
+    write_pairs(tmp_path / "images", tmp_path / "masks", "abc")
+    path = tmp_path / "masks" / "b.png"
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(kind)
+    with pytest.raises(UserError, match=r"1 files of .*masks/b\.png is no regular file, left out with b\.jpg"):
+        opened(tmp_path)
+    assert sum(opened(tmp_path, "leave_out").lengths.values()) == 2
+
+
 def test_a_file_of_a_kind_that_is_not_read_is_a_fault(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks", "abc")
     for kind in ("images", "masks"):
-        Image.fromarray(picture(0, 12, 16)).save(tmp_path / kind / "d.bmp")
-    with pytest.raises(UserError, match=r"2 files of .*images/d\.bmp is of a kind that is not read"):
+        Image.fromarray(picture(0, 12, 16)).save(tmp_path / kind / "d.gif")
+    with pytest.raises(UserError, match=r"2 files of .*images/d\.gif is of a kind that is not read"):
         opened(tmp_path)
     assert sum(opened(tmp_path, "leave_out").lengths.values()) == 3
 
