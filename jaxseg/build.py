@@ -181,7 +181,8 @@ def read_weights(
     if config.refine.base:
         weights = _first_stage(config, model)
     elif config.model.weights:
-        weights = pretrained.read_weights(model, config.model.weights)
+        may_differ = [name for name in config.model.may_differ.split(",") if name]
+        weights = pretrained.read_weights(model, config.model.weights, may_differ=may_differ)
     mean, std = (weights.mean, weights.std) if weights else (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
     resolved = configs.with_normalisation(config, mean, std)
     if not weights:

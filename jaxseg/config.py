@@ -293,6 +293,10 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     written = _as_tuples(written)
     config = ConfigDict(_later_fields(written, defaults))
     config.update(written)
+    model = config.model
+    if model.name == "fcn" and "may_differ" not in written["model"] and not model.backbone.startswith("vgg"):
+        # Before there was that field FCN's backbone dilated the first blocks too, where nothing else was said.
+        model.backbone_options = ConfigDict({"dilate_first_block": True} | model.backbone_options.to_dict())
     return config
 
 

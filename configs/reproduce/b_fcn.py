@@ -16,8 +16,6 @@ Ours, on CamVid's val split in place of LoveDA, from scratch and for 1 of 50 epo
 0.1935 over 11 classes; 7 minutes on two CPU cores.
 """
 
-from ml_collections import ConfigDict
-
 from configs.reproduce import project_b, publish, start
 
 PUBLISHED = {
@@ -34,6 +32,5 @@ def get_config(argument: str = ""):
     name = "camvid" if "camvid" in words else "loveda"
     project_b(config, "as_published" in words, name)
     config.model.name, config.model.backbone = "fcn", "resnet50"
-    config.model.backbone_options = ConfigDict({"dilate_first_block": False})
     instead_of = "LoveDA" if name == "camvid" else ""
     return publish(config, "LoveDA urban, training part, 256x256, 12 epochs", PUBLISHED, "train", instead_of)

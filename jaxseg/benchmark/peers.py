@@ -19,7 +19,7 @@ from jaxseg.models.backbones.vgg import STAGES
 from jaxseg.models.pretrained import IMAGENET_MEAN, IMAGENET_STD
 
 # Options with which ours are theirs, where the families' own choices are another library's.
-OPTIONS: dict[str, dict[str, Any]] = {"fcn": {"aux_head": True, "backbone_options": {"dilate_first_block": False}}}
+OPTIONS: dict[str, dict[str, Any]] = {"fcn": {"aux_head": True}}
 
 COMPILED, EAGER = "compiled", "eager"
 ORDERS = ("channels-last", "contiguous")

@@ -85,7 +85,8 @@ def create_model(
     if backbone in BACKBONES:
         stride = network.default_output_stride if output_stride is None else output_stride
         check("output_stride", Choice(OUTPUT_STRIDES), stride)
-        backbone_options = {option: _as_tuple(value) for option, value in backbone_options.items()}
+        own = getattr(network, "default_backbone_options", {})
+        backbone_options = own | {option: _as_tuple(value) for option, value in backbone_options.items()}
         options["backbone"] = BACKBONES[backbone](output_stride=stride, dtype=DTYPES[dtype], **backbone_options)
     elif output_stride is not None:
         raise UserError(f"{name} on {backbone} has an encoder of its own, without an output_stride to set")

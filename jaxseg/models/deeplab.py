@@ -54,9 +54,9 @@ def conv_3x3(features: int, separable: bool, norm_between: bool, dtype: jnp.dtyp
 class DeepLabV3(nn.Module):
     """DeepLabV3 on any backbone: `[B, H, W, C]` normalised images to float32 logits `[B, H, W, num_classes]`.
 
-    torchvision's differs in `align_corners=False` and in its auxiliary head; on a ResNet in the backbone's
-    `dilate_first_block=False`; on MobileNetV3-Large in output stride 16, and with the auxiliary head in `aux_feature=2`
-    and the backbone's `first_block_features=True`.
+    The defaults are SMP's. torchvision's differs in `align_corners=False` and in its auxiliary head; on a ResNet in the
+    backbone's `dilate_first_block=False`; on MobileNetV3-Large in output stride 16, and with the auxiliary head in
+    `aux_feature=2` and the backbone's `first_block_features=True`. Weights of the one are refused by the other.
 
     Fields:
       backbone: a backbone module.

@@ -4,6 +4,8 @@
 up. `FCN` is what the name means on a dilated backbone: a head of two convolutions, torchvision's `fcn_resnet50`.
 """
 
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ class FCNHead(nn.Module):
 class FCN(nn.Module):
     """FCN on a dilated backbone: `[B, H, W, C]` normalised images to float32 logits `[B, H, W, num_classes]`.
 
-    The network is, on a ResNet with `dilate_first_block=False`, torchvision's.
+    The network is, on ResNet-50 and -101, torchvision's: `create_model` gives its backbone `dilate_first_block=False`,
+    on whatever backbone.
 
     Fields:
       backbone: a backbone module; its last feature feeds the head.
@@ -50,6 +53,7 @@ class FCN(nn.Module):
     aux_feature: int = 3
     dtype: jnp.dtype = jnp.float32
     default_output_stride = 8
+    default_backbone_options = MappingProxyType({"dilate_first_block": False})
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

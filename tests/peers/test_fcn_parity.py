@@ -8,8 +8,6 @@ from jaxseg.models import create_model
 
 pytestmark = pytest.mark.peers
 
-TORCHVISION = {"backbone_options": {"dilate_first_block": False}}
-
 
 @pytest.mark.parametrize(
     ("backbone", "aux_head"),
@@ -18,7 +16,7 @@ TORCHVISION = {"backbone_options": {"dilate_first_block": False}}
 def test_fcn_equals_torchvision(backbone, aux_head, torchvision, randomise, tmp_path):
     build = getattr(torchvision.models.segmentation, f"fcn_{backbone}")
     theirs = randomise(build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=aux_head))
-    ours = create_model("fcn", backbone=backbone, num_classes=NUM_CLASSES, aux_head=aux_head, **TORCHVISION)
+    ours = create_model("fcn", backbone=backbone, num_classes=NUM_CLASSES, aux_head=aux_head)
     variables, _ = check_logits(ours, theirs, (1, 64, 64), (2, 45, 71))
     check_export(ours, variables, theirs, "torchvision", tmp_path)
 
@@ -27,5 +25,5 @@ def test_fcn_equals_torchvision(backbone, aux_head, torchvision, randomise, tmp_
 def test_a_training_step_of_fcn_with_its_auxiliary_head_equals_torchvision(backbone, torchvision, randomise):
     build = getattr(torchvision.models.segmentation, f"fcn_{backbone}")
     theirs = build(weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True)
-    ours = create_model("fcn", backbone=backbone, num_classes=NUM_CLASSES, aux_head=True, **TORCHVISION)
+    ours = create_model("fcn", backbone=backbone, num_classes=NUM_CLASSES, aux_head=True)
     check_training_step(ours, randomise(theirs), (2, 32, 64), "torchvision")

@@ -4,12 +4,16 @@ A table (`torchvision.py`, `smp.py`, ...) lists, for every tensor of ours, where
 other library calls it and how its axes lie there. Reading is all or nothing: every tensor of ours must be in the file,
 in its shape, and every tensor of the file must be ours, or one of those that a segmentation network has no use for.
 What may differ, and is told, is the number of classes, that of the image's channels, and an auxiliary head.
+
+What decides values and leaves no tensor (dilation, corners, BatchNorm's epsilon, padding) each layout lists as its
+`form`. Where the model has something else, reading and writing are refused with the option's name, unless the caller
+names it in `may_differ`.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +82,7 @@ def load_pretrained(
     *,
     image_size: tuple[int, int] = (64, 64),
     seed: int = 0,
+    may_differ: Collection[str] = (),
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Variables of `model` with another library's weights: of a whole segmentation model, or of a classifier.
@@ -89,12 +94,17 @@ def load_pretrained(
     number. Networks that saw BGR are turned to take RGB. Images are to be normalised as in training: see
     `normalisation`.
 
+    The same tensors give other values in a network of other dilation, corners, epsilon or padding. The model must have
+    in all of that what the library's own network has.
+
     Args:
       model: what `create_model` gave.
       source: a weights file (.safetensors, .pth, .pt, .h5); or its tensors by name, such as a `state_dict()`; or
-        'imagenet', for the backbone's weights from the Hugging Face hub.
+        'imagenet', for the backbone's weights from the Hugging Face hub; or what `read_weights` gave.
       image_size: (H, W) to initialise with.
       seed: of what is initialised.
+      may_differ: options in which the model is known to differ from the library's own network, because the weights were
+        trained so or are to be: 'output_stride', 'rates', 'backbone_options.epsilon'.
       log: takes lines that tell what was used, what was left out, and the normalisation.
 
     Returns:
@@ -102,10 +112,10 @@ def load_pretrained(
 
     Raises:
       UserError: the source can't be read, or fits none of the layouts known for `model`; the faults of the nearest are
-        listed.
+        listed. Or the model differs in an option that leaves no tensor.
     """
     shapes = _shapes(model, image_size)
-    weights = read_weights(model, source, shapes)
+    weights = source if isinstance(source, Weights) else read_weights(model, source, shapes, may_differ)
     for line in weights.report:
         log(line)
     log(f"they want images less mean {_numbers(weights.mean)}, over std {_numbers(weights.std)}, RGB in [0, 1]")
@@ -116,21 +126,29 @@ def load_pretrained(
     return variables
 
 
-def normalisation(model: nn.Module, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(
+    model: nn.Module, source: Source, may_differ: Collection[str] = ()
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of RGB images in [0, 1] that the weights of `source` were trained with.
 
     Raises:
       UserError: as `load_pretrained`.
     """
-    weights = read_weights(model, source)
+    weights = read_weights(model, source, may_differ=may_differ)
     return weights.mean, weights.std
 
 
-def read_weights(model: nn.Module, source: Source, shapes: Mapping[str, Any] | None = None) -> Weights:
+def read_weights(
+    model: nn.Module,
+    source: Source,
+    shapes: Mapping[str, Any] | None = None,
+    may_differ: Collection[str] = (),
+) -> Weights:
     """The tensors of `source` that `model` takes; see `load_pretrained`, which puts them into variables.
 
     Args:
       shapes: variables of the model, arrays or `jax.ShapeDtypeStruct`s, where there are any at hand.
+      may_differ: see `load_pretrained`.
 
     Raises:
       UserError: as `load_pretrained`.
@@ -149,6 +167,14 @@ def read_weights(model: nn.Module, source: Source, shapes: Mapping[str, Any] | N
         raise UserError(
             f"weights: {name} is not a {what} under {layout.name}'s names{nearest}:\n  {_listed(fit.faults)}"
         )
+    differ = _differences(model, layout, may_differ)
+    if differ.keys() - set(may_differ):
+        raise UserError(f"weights: {name} is {layout.name}'s {what}, but {_refused(differ, may_differ)}")
+    if twin := next((twin for twin in layout.twins if not isinstance(source, Mapping) and twin in str(source)), None):
+        raise UserError(
+            f"weights: {name} is by its name timm's {twin}, which has the tensors of a {what} and gives other values: "
+            "give the file of another network, or rename this one if it is none"
+        )
 
     loaded = {entry.path: _convert(entry, tensor, layout, flat[entry.path].shape) for entry, tensor in fit.found}
     left_out = f", {fit.left_out} without use here left out (classifier, step counters)" if fit.left_out else ""
@@ -156,10 +182,27 @@ def read_weights(model: nn.Module, source: Source, shapes: Mapping[str, Any] | N
     if fit.network is not model:
         beside = dict.fromkeys(path[1] for path in flat if path not in loaded)
         report.append(f"initialised anew, for a classifier has none: {', '.join(beside)}")
+    report += [
+        f"{option} is {ours} here and {theirs} in {layout.name}'s own network: allowed by may_differ"
+        for option, (theirs, ours) in differ.items()
+    ]
+    if taken := [
+        f"{option} {layout.form.get(option, '')}".strip() for option in layout.choices if option not in differ
+    ]:
+        report.append(f"taken for {layout.name}'s default form, as no file tells: {', '.join(taken)}")
+    if layout.twins:
+        report.append(f"timm's {', '.join(layout.twins)} have the same tensors and other values: no file tells")
     return Weights(loaded, layout.mean, layout.std, tuple(report))
 
 
-def export_weights(model: nn.Module, variables: Mapping[str, Any], path: str | os.PathLike, layout: str) -> None:
+def export_weights(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    path: str | os.PathLike,
+    layout: str,
+    *,
+    may_differ: Collection[str] = (),
+) -> None:
     """Writes `variables` as safetensors under another library's names; its model loads them strictly.
 
     Whole or not at all: what stood at `path` before stays there until the new file is complete. Layers of the backbone
@@ -170,9 +213,12 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any], path: str | o
       model: the network of the variables.
       path: a name that ends in .safetensors.
       layout: the library, 'smp' or 'torchvision'.
+      may_differ: options in which the model may differ from what the library builds by default, because the library is
+        told them as well ('output_stride' and 'rates' of SMP) or another result is wanted; see `load_pretrained`.
 
     Raises:
-      UserError: that library has no such network, the variables are those of another model, or `path` can't be written.
+      UserError: that library has no such network, or not with the model's options; the variables are those of another
+        model; or `path` can't be written.
     """
     from safetensors.numpy import save
 
@@ -184,6 +230,9 @@ def export_weights(model: nn.Module, variables: Mapping[str, Any], path: str | o
         others = [name for name, find in MODEL_LAYOUTS.items() if find(model)]
         there = f": there is {' and '.join(others)}" if others else ", nor has any other"
         raise UserError(f"export: {layout} has no {type(model).__name__} on this backbone{there}")
+    differ = _differences(model, found, may_differ)
+    if differ.keys() - set(may_differ):
+        raise UserError(f"export: {layout} has such a {type(model).__name__}, but {_refused(differ, may_differ)}")
     flat, shapes = flatten_dict(variables), flatten_dict(_shapes(model))
     faults = [f"missing {'/'.join(key)} {shapes[key].shape}" for key in shapes if key not in flat]
     faults += [f"left over {'/'.join(map(str, key))}" for key in flat if key not in shapes]
@@ -383,16 +432,39 @@ def _fit(
         notes.append(f"{count} tensors of layers that {type(model).__name__} stops before are left out")
     if layout.bgr:
         notes.append("the network saw BGR: its first kernel is turned to take RGB")
-    backbone = getattr(model, "backbone", None)
-    different = {
-        name: value for name, value in layout.backbone_options.items() if getattr(backbone, name, value) != value
-    }
-    if different:
-        notes.append(f"they were trained in a network with backbone_options {different}; this backbone has others")
     if prefix:
         notes.append(f"all names begin with {prefix}, which is taken away")
     named = sum(name in tensors for name in names)
     return _Fit(layout, network, named, found, len(unused), notes, faults)
+
+
+def _differences(model: nn.Module, layout: entries.Layout, may_differ: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """The options in which a model is not the library's own network: theirs and ours.
+
+    Raises:
+      UserError: a name in `may_differ` is no option of the model.
+    """
+    if isinstance(may_differ, str):
+        raise UserError(f"may_differ is '{may_differ}': it must be a list of names, ['{may_differ}']")
+    for name in may_differ:
+        entries.option(model, name)
+    both = {name: (theirs, entries.option(model, name)) for name, theirs in layout.form.items()}
+    return {name: (theirs, ours) for name, (theirs, ours) in both.items() if theirs != ours}
+
+
+def _refused(differ: Mapping[str, tuple[Any, Any]], may_differ: Collection[str]) -> str:
+    """What is wrong with differences that `may_differ` does not allow, and what to do."""
+    left = {name: pair for name, pair in differ.items() if name not in may_differ}
+    what = ", ".join(f"{name} is {theirs} there and {ours} here" for name, (theirs, ours) in left.items())
+    flags = (
+        f"--config.model.{name if name == 'output_stride' or '.' in name else f'options.{name}'}={theirs}"
+        for name, (theirs, _) in left.items()
+    )
+    return (
+        f"{what}: the same tensors give other values so. Make the model with theirs ({' '.join(flags)}), or, where you "
+        f"know that it is right, name what may differ (may_differ={sorted(left)}, "
+        f"--config.model.may_differ={','.join(sorted(left))})"
+    )
 
 
 def _classes(theirs: Sequence[int], ours: Sequence[int], num_classes: int) -> int | None:

@@ -6,6 +6,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import linen as nn
+
+from jaxseg.errors import UserError
+
+BACKBONE_OPTIONS = "backbone_options."
 
 # From their axes to ours. Convolutions of PyTorch, plain (OIHW), depthwise ([C, 1, k, k]) and transposed (IOHW), are
 # all turned alike; Keras' are ours but for the depthwise ones ([k, k, C, 1]).
@@ -60,7 +65,11 @@ class Layout(NamedTuple):
       auxiliary: what the names of auxiliary heads begin with, which a file or a model may lack.
       rename: a file's tensors to the same under these names, for libraries whose files call them differently; to be
         called before anything is looked up.
-      backbone_options: fields of the backbone with which the weights give the features that they were trained to give.
+      form: options of the library's own network that decide values and leave no tensor, by the names that `option`
+        takes; only those that matter in the model at hand.
+      choices: those of them that the library lets its users choose, or words for what only the library has an option
+        for: a file may be of another choice than the default, and nothing in it tells.
+      twins: networks of the library whose files hold the same tensors and whose values are others.
     """
 
     name: str
@@ -71,7 +80,34 @@ class Layout(NamedTuple):
     bgr: bool = False
     auxiliary: tuple[str, ...] = ()
     rename: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda tensors: tensors
-    backbone_options: Mapping[str, Any] = MappingProxyType({})
+    form: Mapping[str, Any] = MappingProxyType({})
+    choices: tuple[str, ...] = ()
+    twins: tuple[str, ...] = ()
+
+
+def option(model: nn.Module, name: str) -> Any:
+    """An option of a model as `create_model` takes it: 'rates', 'output_stride', 'backbone_options.epsilon'.
+
+    Raises:
+      UserError: the model has none of that name.
+    """
+    *within_backbone, field = name.removeprefix(BACKBONE_OPTIONS).split(".")
+    of_backbone = name == "output_stride" or name.startswith(BACKBONE_OPTIONS)
+    holder = getattr(model, "backbone", None) if of_backbone else model
+    if within_backbone or field not in getattr(holder, "__dataclass_fields__", ()):
+        raise UserError(f"{type(model).__name__} has no option '{name}'")
+    value = getattr(holder, field)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def of_backbone(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a backbone as a `Layout.form` has them."""
+    return {BACKBONE_OPTIONS + name: value for name, value in options.items()}
+
+
+def is_dilated(model: nn.Module) -> bool:
+    """Whether a stage of the backbone that the model reads has lost its stride."""
+    return 2 ** getattr(model, "depth", 5) > model.backbone.output_stride
 
 
 def is_counter(name: str) -> bool:

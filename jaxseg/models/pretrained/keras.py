@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxseg.models.backbones import mobilenet, vgg, xception
-from jaxseg.models.pretrained.entries import Entry, Layout
+from jaxseg.models.pretrained.entries import Entry, Layout, of_backbone
 
 # Keras' modes of `preprocess_input`, for RGB images in [0, 1]: 'tf' brings them to [-1, 1]; 'caffe' takes the mean of
 # BGR images in [0, 255] away and scales nothing.
@@ -133,7 +133,7 @@ BACKBONES = {
 BACKBONE_OPTIONS = {
     mobilenet.MobileNetV1: {"uneven_padding": True, "epsilon": 1e-3},
     mobilenet.MobileNetV2: {"uneven_padding": True, "epsilon": 1e-3},
-    xception.Xception: {"epsilon": 1e-3},
+    xception.Xception: {"stem_padding": 0, "epsilon": 1e-3},
     xception.Xception65: {"uneven_padding": True, "epsilon": 1e-3},
 }
 
@@ -190,13 +190,14 @@ def backbone_layout(backbone: nn.Module) -> Layout | None:
     if names is None or getattr(backbone, "batch_norm", False) or getattr(backbone, "width", None):
         return None
     entries = tuple(names(backbone))
-    options = BACKBONE_OPTIONS.get(type(backbone), {})
+    form = of_backbone(BACKBONE_OPTIONS.get(type(backbone), {}))
     if isinstance(backbone, xception.Xception65):
         # Whole DeepLabs; there is no file of the encoder alone.
         parts = ("entry_flow", "middle_flow", "exit_flow")
+        form |= of_backbone({"dilate_first_block": False}) if backbone.output_stride < 32 else {}
         layout = Layout("keras-deeplab-v3-plus", entries, lambda name: not name.startswith(parts), **CENTRED)
     else:
         normalisation = CAFFE if isinstance(backbone, vgg.VGG) else CENTRED
         rename = functools.partial(in_order, entries=entries)
         layout = Layout("keras", entries, lambda name: name.startswith(CLASSIFIER), **normalisation, rename=rename)
-    return layout._replace(backbone_options=options)
+    return layout._replace(form=form)

@@ -1,13 +1,25 @@
 """segmentation_models_pytorch's names: torchvision's backbones below `encoder.`, its own decoders."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from flax import linen as nn
 
 from jaxseg.models import deeplab, fpn, pspnet, unet
 from jaxseg.models.backbones import mobilenet_v3, vgg
 from jaxseg.models.pretrained import torchvision
-from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, scale_and_bias, separable, within
+from jaxseg.models.pretrained.entries import (
+    Entry,
+    Layout,
+    conv,
+    conv_bn,
+    is_counter,
+    is_dilated,
+    of_backbone,
+    scale_and_bias,
+    separable,
+    within,
+)
 
 
 def encoder(model: nn.Module) -> Iterator[Entry]:
@@ -90,9 +102,38 @@ FIXED = {
 }
 
 
+# By family what SMP's own network has, where it leaves no tensor, and which of it SMP's users may choose.
+FORMS = {
+    deeplab.DeepLabV3: {"output_stride": 8, "rates": (12, 24, 36), "align_corners": True},
+    deeplab.DeepLabV3Plus: {"output_stride": 16, "rates": (12, 24, 36), "align_corners": True},
+    fpn.FPN: {"output_stride": 32, "upsampling": "bilinear", "align_corners": True},
+    unet.UNet: {"output_stride": 32},
+}
+CHOICES = {
+    deeplab.DeepLabV3: ("output_stride", "rates"),
+    deeplab.DeepLabV3Plus: ("output_stride", "rates"),
+    fpn.FPN: ("decoder_interpolation nearest",),
+    unet.UNet: ("decoder_interpolation nearest",),
+}
+
+
+def _form(model: nn.Module) -> dict[str, Any]:
+    """See `Layout.form`."""
+    form = of_backbone(torchvision.BACKBONE_OPTIONS.get(type(model.backbone), {})) | FORMS.get(type(model), {})
+    if isinstance(model, deeplab.DeepLabV3 | deeplab.DeepLabV3Plus) and is_dilated(model):
+        form |= of_backbone({"dilate_first_block": True})
+    if isinstance(model, pspnet.PSPNet):
+        # SMP's stops early and is never dilated. How early, the channels tell, but not VGG's.
+        form |= {"output_stride": 32} if is_dilated(model) else {}
+        form |= {"depth": 3} if isinstance(model.backbone, vgg.VGG) else {}
+    return form
+
+
 def _has_its_options(model: nn.Module) -> bool:
     """Whether a network's layers, and the order of their channels, are those that SMP can build."""
     three_rates = len(getattr(model, "rates", range(3))) == 3
+    if isinstance(model, deeplab.DeepLabV3 | deeplab.DeepLabV3Plus) and isinstance(model.backbone, vgg.VGG):
+        return False  # SMP dilates no VGG
     if isinstance(model, unet.UNet) and unet.has_center(model) != isinstance(model.backbone, vgg.VGG):
         return False
     return three_rates and torchvision.is_default(model, FIXED.get(type(model), ()))
@@ -109,4 +150,8 @@ def model_layout(model: nn.Module) -> Layout | None:
     names = MODELS.get(type(model))
     if names is None or not _has(model.backbone) or not _has_its_options(model):
         return None
-    return Layout("smp", tuple(names(model)), is_counter, auxiliary=("classification_head.",))
+    choices = CHOICES.get(type(model), ())
+    if isinstance(model, pspnet.PSPNet) and isinstance(model.backbone, vgg.VGG):
+        choices = ("depth",)
+    form, auxiliary = _form(model), ("classification_head.",)
+    return Layout("smp", tuple(names(model)), is_counter, auxiliary=auxiliary, form=form, choices=choices)

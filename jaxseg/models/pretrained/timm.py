@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from jaxseg.models.backbones import mobilenet, mobilenet_v3, resnet, vgg
 from jaxseg.models.pretrained import torchvision
-from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter
+from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, of_backbone
 
 # What a segmentation network has no use for, if it is no tensor of the backbone: `conv_head` gives MobileNetV2's last
 # feature, but in MobileNetV3 it stands behind the pooling.
@@ -70,6 +70,9 @@ BACKBONES = {
 # As torchvision's, of which MobileNetV3 alone differs.
 BACKBONE_OPTIONS = {**torchvision.BACKBONE_OPTIONS, mobilenet_v3.MobileNetV3: {"epsilon": 1e-5}}
 
+# Ported from TensorFlow: padded at one end, another epsilon, images in [-1, 1].
+TWINS = {mobilenet_v3.MobileNetV3: ("tf_mobilenetv3_large_100", "tf_mobilenetv3_small_100")}
+
 
 def unused(name: str) -> bool:
     """The classifier, and BatchNorm's step counters."""
@@ -81,5 +84,5 @@ def backbone_layout(backbone: nn.Module) -> Layout | None:
     kind = type(backbone)
     if kind not in BACKBONES or not getattr(backbone, "deep_stem", True):
         return None
-    options = BACKBONE_OPTIONS.get(kind, {})
-    return Layout("timm", tuple(BACKBONES[kind](backbone)), unused, backbone_options=options)
+    form, twins = of_backbone(BACKBONE_OPTIONS.get(kind, {})), TWINS.get(kind, ())
+    return Layout("timm", tuple(BACKBONES[kind](backbone)), unused, form=form, twins=twins)

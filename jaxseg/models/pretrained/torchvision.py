@@ -2,13 +2,24 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
 
 from jaxseg.models import deeplab, fcn
 from jaxseg.models.backbones import mobilenet, mobilenet_v3, resnet, vgg
-from jaxseg.models.pretrained.entries import Entry, Layout, conv, conv_bn, is_counter, separable, within
+from jaxseg.models.pretrained.entries import (
+    Entry,
+    Layout,
+    conv,
+    conv_bn,
+    is_counter,
+    is_dilated,
+    of_backbone,
+    separable,
+    within,
+)
 
 
 def vggs(backbone: vgg.VGG) -> Iterator[Entry]:
@@ -89,6 +100,9 @@ BACKBONE_OPTIONS = {
     mobilenet_v3.MobileNetV3: {"epsilon": 1e-3},
 }
 
+# timm's networks whose files can't be told from those of a ResNet of so many blocks: they blur where others stride.
+TWINS = {(2, 2, 2, 2): ("resnetblur18",), (3, 4, 6, 3): ("resnetaa50", "resnetblur50")}
+
 
 def has(backbone: nn.Module) -> bool:
     """Whether torchvision has such a classifier; which of its features are taken does not matter."""
@@ -143,6 +157,28 @@ def deeplabv3(model: deeplab.DeepLabV3) -> Iterator[Entry]:
 # Whole segmentation models, by the type of ours.
 MODELS = {deeplab.DeepLabV3: deeplabv3, fcn.FCN: fcns}
 
+
+def segmentation_form(model: fcn.FCN | deeplab.DeepLabV3) -> dict[str, Any] | None:
+    """The form of torchvision's segmentation models, see `Layout.form`; None where none stands on such a backbone.
+
+    torchvision builds FCN on ResNet-50 and -101, DeepLabV3 on these and on MobileNetV3-Large, in one form each.
+    """
+    backbone, rates = model.backbone, {"rates": (12, 24, 36)} if isinstance(model, deeplab.DeepLabV3) else {}
+    if isinstance(backbone, resnet.ResNet) and backbone.block is resnet.Bottleneck:
+        stride, dilates_first, auxiliary = 8, False, {"aux_feature": 3}
+    elif rates and isinstance(backbone, mobilenet_v3.MobileNetV3) and backbone.blocks == mobilenet_v3.LARGE:
+        auxiliary = {"aux_feature": 2, **of_backbone({"first_block_features": True})}
+        stride, dilates_first = 16, True
+    else:
+        return None
+    form = {"output_stride": stride, "align_corners": False, **rates}
+    if is_dilated(model):
+        form |= of_backbone({"dilate_first_block": dilates_first})
+    return form | (auxiliary if model.aux_head else {})
+
+
+FORMS = dict.fromkeys(MODELS, segmentation_form)
+
 # Options that torchvision doesn't have: fields that must be as they are by default.
 FIXED = {deeplab.DeepLabV3: ("separable", "aspp_out", "depth")}
 
@@ -161,10 +197,9 @@ def backbone_layout(backbone: nn.Module) -> Layout | None:
     """torchvision's names for a backbone's tensors; None where torchvision has no such network."""
     if not has(backbone):
         return None
-    kind = type(backbone)
-    return Layout(
-        "torchvision", tuple(BACKBONES[kind](backbone)), unused, backbone_options=BACKBONE_OPTIONS.get(kind, {})
-    )
+    kind, twins = type(backbone), TWINS.get(getattr(backbone, "repeats", ()), ())
+    form = of_backbone(BACKBONE_OPTIONS.get(kind, {}))
+    return Layout("torchvision", tuple(BACKBONES[kind](backbone)), unused, form=form, twins=twins)
 
 
 def vgg_classifier(model: fcn.FCNVGG) -> Iterator[Entry]:
@@ -197,6 +232,8 @@ def model_layout(model: nn.Module) -> Layout | None:
     names = MODELS.get(type(model))
     if names is None or not has(model.backbone) or getattr(model.backbone, "expanded_features", False):
         return None
-    if not is_default(model, FIXED.get(type(model), ())):
+    form = FORMS.get(type(model), lambda model: {})(model)
+    if form is None or not is_default(model, FIXED.get(type(model), ())):
         return None
-    return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",))
+    form = of_backbone(BACKBONE_OPTIONS.get(type(model.backbone), {})) | form
+    return Layout("torchvision", tuple(names(model)), is_counter, auxiliary=("aux_classifier.",), form=form)
