@@ -134,7 +134,7 @@ def test_fcn_is_torchvisions_by_default(backbone, aux_head):
     assert len(weights.tensors) == len(shapes)
 
 
-# Options that do not matter in that network, though they stand in `NO_TENSOR`: what the rest of the network makes of it.
+# Not every option of `NO_TENSOR` matters in every network.
 def matters(model, option: str) -> bool:
     family, backbone = type(model).__name__, model.backbone
     depth = getattr(model, "depth", 5)
