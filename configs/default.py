@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     model.backbone_options = ConfigDict()  # fields of the backbone, where a config gives any
     model.options = ConfigDict()  # fields of the family, where a config gives any
     model.weights = ""  # imagenet, or a file: .safetensors, .pth or .h5, of a backbone or of all; '': from scratch
-    # Options in which the network may differ from that of the weights, 'output_stride,rates'. The same tensors give other
-    # values so: what is not named here is refused.
+    # Options in which the network may differ from that of the weights, "output_stride,rates". The same tensors give
+    # other values then: what is not named here is refused.
     model.may_differ = ""
     model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters and logits are float32
 

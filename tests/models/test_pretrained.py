@@ -696,7 +696,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["none.safetensors", ""])
 def test_a_missing_file_or_a_folder_is_refused_by_its_path(tmp_path, name):
-    with pytest.raises(UserError, match=f"no file .*{name}"):
+    with pytest.raises(UserError, match=f"cannot read .*{name}"):
         read(small(), tmp_path / name)
 
 

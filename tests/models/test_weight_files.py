@@ -13,7 +13,7 @@ import pytest
 
 from jaxseg.errors import UserError
 from jaxseg.models.backbones import BACKBONES
-from jaxseg.models.pretrained import keras
+from jaxseg.models.pretrained import files, keras
 from jaxseg.models.pretrained.files import READERS, as_array, read_tensors
 
 
@@ -46,7 +46,7 @@ def test_tensors_of_bfloat16_are_widened_whoever_made_them(torch):
 
 @pytest.mark.parametrize("name", ["none.pth", "none.h5", "none.weights.h5", "none.zip", "."])
 def test_a_missing_file_or_a_folder_is_refused_by_its_path(name, tmp_path):
-    with pytest.raises(UserError, match=f"there is no file .*{name}"):
+    with pytest.raises(UserError, match=f"cannot read .*{name}"):
         read_tensors(tmp_path / name)
 
 
@@ -270,6 +270,180 @@ def test_a_keras_file_cut_short_is_refused(kept, tmp_path, h5py):
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     with pytest.raises(UserError, match=r"cut\.h5 can't be read as Keras' HDF5 \(.+\); .*cut short"):
         read_tensors(path)
+
+
+# ---------------------------------------------------------------------------------------------- files that nobody means
+
+
+def refused(path, *words: str) -> str:
+    """The message, one line that names the file and `words`."""
+    with pytest.raises(UserError) as caught:
+        read_tensors(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (path.name, *words):
+        assert word in message
+    return message
+
+
+HOSTILE = {
+    "text": lambda group, other: group.create_dataset("0", data="a name"),
+    "array of text": lambda group, other: group.create_dataset("0", data=np.array([b"a", b"b"])),
+    "reference": lambda group, other: group.create_dataset("0", data=group.ref, dtype=ref_dtype()),
+    "compound": lambda group, other: group.create_dataset("0", data=np.zeros(3, [("a", "f4"), ("b", "i4")])),
+    "complex": lambda group, other: group.create_dataset("0", data=np.zeros(3, np.complex64)),
+    "null": lambda group, other: group.create_dataset("0", data=empty()),
+    "terabytes": lambda group, other: group.create_dataset("0", (2**40,), "f4"),
+    "terabytes in chunks": lambda group, other: group.create_dataset("0", (2**40,), "f4", chunks=(1024,)),
+    "never written": lambda group, other: group.create_dataset("0", (3,), "f4"),
+    "written in part": lambda group, other: group.create_dataset("0", (30,), "f4", chunks=(10,)).__setitem__(0, 1.0),
+    "raw storage": lambda group, other: group.create_dataset("0", (3,), "f4", external=[(str(other), 0, 12)]),
+    "external link": lambda group, other: group.__setitem__("0", external_link(other)),
+    "virtual": lambda group, other: virtual(group, other),
+    "group": lambda group, other: group.create_group("0"),
+}
+
+
+def ref_dtype():
+    import h5py
+
+    return h5py.ref_dtype
+
+
+def empty():
+    import h5py
+
+    return h5py.Empty("f4")
+
+
+def external_link(other):
+    import h5py
+
+    return h5py.ExternalLink(str(other), "/data")
+
+
+def virtual(group, other):
+    import h5py
+
+    layout = h5py.VirtualLayout((3,), "f4")
+    layout[:] = h5py.VirtualSource(str(other), "data", (3,))
+    group.create_virtual_dataset("0", layout)
+
+
+@pytest.mark.parametrize("form", HOSTILE)
+@pytest.mark.parametrize("kind", ["weights.h5", "h5"])
+def test_hdf5_holds_numbers_of_its_own_or_is_refused(form, kind, tmp_path, h5py):
+    other, path = tmp_path / "other.h5", tmp_path / f"bad.{kind}"
+    with h5py.File(other, "w") as file:
+        file["data"] = np.ones(3, np.float32)
+    with h5py.File(path, "w") as file:
+        if kind == "h5":
+            file.attrs["layer_names"] = [b"layer"]
+            group = file.create_group("layer")
+            group.attrs["weight_names"] = [b"0"]
+        else:
+            group = file.create_group("layers/dense/vars")
+        HOSTILE[form](group, other)
+    refused(path, "0")
+
+
+def test_a_circle_of_groups_in_hdf5_ends(tmp_path, h5py):
+    path = tmp_path / "circle.weights.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers/a")
+        group["layers"] = file["layers"]
+    refused(path)
+
+
+def test_a_dangling_or_soft_link_within_hdf5_is_no_harm(tmp_path, h5py):
+    path = tmp_path / "soft.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((2, 2), np.float32)
+        file["layers/more"] = h5py.SoftLink("/layers/dense")
+    np.testing.assert_array_equal(read_tensors(path)["dense/kernel"], np.ones((2, 2)))
+    with h5py.File(path, "a") as file:
+        file["layers/less"] = h5py.SoftLink("/nothing")
+    refused(path)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "complex64"])
+def test_safetensors_of_other_types_are_refused_by_the_tensors_name(dtype, tmp_path, torch):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "odd.safetensors"
+    save_file({"conv.weight": torch.ones(3).to(getattr(torch, dtype))}, path)
+    refused(path, "conv.weight")
+
+
+def odd_tensors(torch) -> dict:
+    return {
+        "expanded": torch.zeros(1).expand(2**40),
+        "sparse": torch.eye(3).to_sparse(),
+        "on no device": torch.zeros(3, device="meta"),
+        "8 bits": torch.ones(3).to(torch.float8_e5m2),
+    }
+
+
+@pytest.mark.parametrize("form", ["expanded", "sparse", "on no device", "8 bits"])
+@pytest.mark.parametrize("in_a_zip", [True, False])
+def test_tensors_of_pytorch_that_hold_no_such_numbers_are_refused(form, in_a_zip, tmp_path, torch):
+    path = tmp_path / "odd.pth"
+    torch.save({"conv.weight": odd_tensors(torch)[form]}, path, _use_new_zipfile_serialization=in_a_zip)
+    refused(path, *(["conv.weight"] if in_a_zip else []))
+
+
+def test_a_state_dict_with_other_names_than_text_is_refused(tmp_path, torch):
+    torch.save({1: torch.ones(3)}, tmp_path / "names.pth")
+    refused(tmp_path / "names.pth", "state dict")
+
+
+def test_a_flipped_bit_in_a_zip_of_pytorchs_is_found(tmp_path, torch):
+    path, values = tmp_path / "flipped.pth", torch.arange(1000.0)
+    torch.save({"a": values}, path)
+    content = bytearray(path.read_bytes())
+    content[content.find(values.numpy().tobytes()) + 2003] ^= 0x10
+    path.write_bytes(content)
+    refused(path, "checksum")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": values}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(read_tensors(path)["a"], values)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth", ".h5"])
+def test_what_is_larger_than_any_network_is_refused(ending, tmp_path, monkeypatch, torch, h5py):
+    path = tmp_path / f"large{ending}"
+    if ending == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"a": np.zeros(1000, np.float32)}, path)
+    elif ending == ".pth":
+        torch.save({"a": torch.zeros(1000)}, path)
+    else:
+        with h5py.File(path, "w") as file:
+            # Packed, the file itself is small.
+            file.create_dataset("layers/a/vars/0", data=np.zeros((10, 100), np.float32), compression="gzip")
+    assert len(read_tensors(path)) == 1
+    monkeypatch.setattr(files, "MOST_BYTES", 3999)
+    refused(path, "3,999")
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_only_regular_files_are_opened(ending, tmp_path):
+    path = tmp_path / f"pipe{ending}"
+    os.mkfifo(path)
+    refused(path)
+    (tmp_path / f"device{ending}").symlink_to("/dev/zero")
+    refused(tmp_path / f"device{ending}")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".pth", "a" * 5000 + ".h5", "a\0b.safetensors", "\ud800.pth"])
+def test_a_name_that_no_file_can_have_is_refused(name, tmp_path):
+    with pytest.raises(UserError) as caught:
+        read_tensors(tmp_path / name)
+    str(caught.value).encode()
 
 
 # ----------------------------------------------------------------------------------------- whatever layers are called

@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.models.backbones import BACKBONES
@@ -177,6 +177,11 @@ def read_weights(
         )
 
     loaded = {entry.path: _convert(entry, tensor, layout, flat[entry.path].shape) for entry, tensor in fit.found}
+    for entry, _ in fit.found:
+        values = loaded[entry.path]
+        if not np.isfinite(values).all() or (entry.path[-1] == "var" and values.min(initial=0) < 0):
+            what = "negative variances" if np.isfinite(values).all() else "values that are not finite"
+            raise UserError(f"weights: {name} is damaged: {shown(entry.name)} has {what}; take another file")
     left_out = f", {fit.left_out} without use here left out (classifier, step counters)" if fit.left_out else ""
     report = [f"{len(loaded)} tensors of {what} from {name}, under {layout.name}'s names{left_out}", *fit.notes]
     if fit.network is not model:
@@ -320,11 +325,19 @@ def _layouts(model: nn.Module) -> list[tuple[entries.Layout, nn.Module]]:
 def _read(source: Source, backbone: nn.Module | None) -> tuple[str, dict[str, np.ndarray]]:
     """What to call the source, and its tensors."""
     if isinstance(source, Mapping):
-        return "the tensors given", {name: as_array(tensor) for name, tensor in source.items()}
+        tensors = {}
+        for name, tensor in source.items():
+            if not isinstance(name, str):
+                raise UserError(f"weights: the tensors given have a name that is no text, {shown(name)}")
+            try:
+                tensors[name] = as_array(tensor)
+            except (TypeError, RuntimeError, ValueError) as error:
+                raise UserError(f"weights: the tensor {shown(name)} is no dense one of floats ({error})") from error
+        return "the tensors given", tensors
     if source != "imagenet":
-        if not pathlib.Path(source).suffix and not pathlib.Path(source).exists():
-            raise UserError(f"weights: '{source}' is neither 'imagenet' nor the path of a weights file")
-        return str(source), read_tensors(source)
+        if not pathlib.Path(source).suffix and not os.path.exists(source):
+            raise UserError(f"weights: '{shown(source)}' is neither 'imagenet' nor the path of a weights file")
+        return shown(source), read_tensors(source)
     if backbone is None:
         raise UserError("weights: 'imagenet' is for backbones, and this network has an encoder of its own: give a file")
     name = backbone_name(backbone)
@@ -383,7 +396,7 @@ def _fit(
             continue
         tensor = tensors[entry.name]
         shape = entry.our_shape(tensor.shape) or ()
-        if tensor.dtype.kind in "biu":
+        if tensor.dtype.kind != "f":
             faults.append(f"{entry.name} is {tensor.dtype}, a float is due")
         elif entry.role == "head" and (classes := _classes(shape, due, model.num_classes)):
             heads.setdefault(entry.path[1:-1], []).append((classes, entry, tensor))
@@ -427,13 +440,13 @@ def _fit(
     if beside:
         notes.append(f"the auxiliary head's {len(beside)} tensors are left out: the model here has none")
     known = {*unused, *beside}
-    faults += [f"left over {name} {tensors[name].shape}" for name in rest if name not in known]
+    faults += [f"left over {shown(name)} {tensors[name].shape}" for name in rest if name not in known]
     if behind and (count := sum(name in tensors for name in behind)):
         notes.append(f"{count} tensors of layers that {type(model).__name__} stops before are left out")
     if layout.bgr:
         notes.append("the network saw BGR: its first kernel is turned to take RGB")
     if prefix:
-        notes.append(f"all names begin with {prefix}, which is taken away")
+        notes.append(f"all names begin with {shown(prefix)}, which is taken away")
     named = sum(name in tensors for name in names)
     return _Fit(layout, network, named, found, len(unused), notes, faults)
 

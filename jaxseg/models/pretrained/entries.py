@@ -39,7 +39,8 @@ class Entry:
     role: str = ""
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(tensor.transpose(AXES[self.kind]).astype(np.float32))
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused so
+            return np.ascontiguousarray(tensor.transpose(AXES[self.kind]).astype(np.float32))
 
     def to_theirs(self, tensor: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(tensor).transpose(np.argsort(AXES[self.kind])))

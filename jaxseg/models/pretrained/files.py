@@ -1,15 +1,30 @@
-"""Weight files to tensors by name."""
+"""Weight files to tensors by name.
+
+Whoever made a file is not trusted. Only regular files are opened, of at most `MOST_BYTES`, and no tensor may unpack to
+more than that: eight times what the largest network here has in float32. Nothing outside the file is read, no code is
+run, and what has a checksum (a zip of PyTorch's) is held against it. What is refused is refused by the file's name, and
+by the tensor's.
+"""
 
 import json
+import math
+import os
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
+from jaxseg.files import open_regular
+
+MOST_BYTES = 4 * 2**30
+
+# safetensors' names of what is read; there are 8-bit floats and packed ones besides.
+DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"}
 
 # What Keras calls a layer's variables, which it stores in this order, by their numbers of axes.
 KERAS_VARIABLES = {
@@ -27,15 +42,30 @@ def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """All tensors of a `.safetensors` file.
 
     Raises:
-      UserError: there is no such file, or it is none of that kind, or it is cut short.
+      UserError: there is no such file, it is none of that kind or cut short, or a tensor is of another type than
+        `DTYPES`.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = _existing(path)
     try:
-        return load_file(path)
-    except (SafetensorError, json.JSONDecodeError, OSError, KeyError, TypeError, ValueError) as error:
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+            for name in names:
+                if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                    raise _refused(path, name, f"is {dtype}; floats of 16, 32 or 64 bits are read")
+            return {name: as_array(file.get_tensor(name)) for name in names}
+    except UserError:
+        raise
+    except (
+        SafetensorError,
+        json.JSONDecodeError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise _unreadable(path, "safetensors", error) from error
 
 
@@ -45,28 +75,29 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Nothing of the file is executed: what PyTorch's unpickler for weights alone does not know is refused.
 
     Raises:
-      UserError: there is no such file, it is none of that kind or cut short, its pickle would execute code, it holds
-        no state dict, or PyTorch is missing.
+      UserError: there is no such file, it is none of that kind, damaged or cut short, its pickle would execute code, it
+        holds no state dict, or other tensors than dense ones, or PyTorch is missing.
     """
     path = _existing(path)
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"weights: {path} needs PyTorch to be read (pip install torch), or safetensors.torch.save_file to be "
-            "brought to .safetensors where it was made"
+            f"weights: {shown(path)} needs PyTorch to be read (pip install torch), or safetensors.torch.save_file to "
+            "bring it to .safetensors where it was made"
         ) from error
+    _check_zip(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code, bare = re.search(r"GLOBAL (\S+)", str(error)), path.read_bytes()[:1] == pickle.PROTO
         if code or bare:
-            calls = f" ({code[1]})" if code else ""
+            calls = f" ({shown(code[1])})" if code else ""
             # A zip is known to be whole; an older file's end may be that of a name which is none.
             cut = ", or it is cut short" if bare else ""
             raise UserError(
-                f"weights: {path} is refused: reading it would execute code{calls}{cut}; a state dict of tensors is "
-                "due (torch.save(model.state_dict(), path))"
+                f"weights: {shown(path)} is refused: reading it would execute code{calls}{cut}; a state dict of "
+                "tensors is due (torch.save(model.state_dict(), path))"
             ) from error
         raise _unreadable(path, "a PyTorch checkpoint", "no pickle") from error
     except Exception as error:  # of whatever type the place in the file where PyTorch stumbles has
@@ -75,15 +106,63 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(t, torch.Tensor) for t in loaded.values()):
+    if (
+        not isinstance(loaded, dict)
+        or not loaded
+        or not all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in loaded.items())
+    ):
         raise UserError(
-            f"weights: {path} holds no state dict: tensors by name are due, plain or below 'state_dict' or 'model'"
+            f"weights: {shown(path)} holds no state dict: tensors by name are due, plain or below 'state_dict' or "
+            "'model'"
         )
-    return {name: as_array(tensor) for name, tensor in loaded.items()}
+    tensors, left = {}, MOST_BYTES
+    for name, tensor in loaded.items():
+        try:
+            if tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu":
+                size = tensor.numel() * tensor.element_size()
+                left -= size
+                if size > tensor.untyped_storage().nbytes():
+                    raise _refused(path, name, f"says {list(tensor.shape)}, more than the file holds of it")
+            if left < 0:
+                raise _too_large(path)
+            tensors[name] = as_array(tensor)
+        except (TypeError, RuntimeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise _refused(path, name, f"is no dense tensor of floats ({str(error).split('. ')[0]})") from error
+    return tensors
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """What PyTorch does not look at in a zip of its own: the checksums, and how much is packed in it.
+
+    Raises:
+      UserError: a checksum is wrong, or it unpacks to more than `MOST_BYTES`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MOST_BYTES:
+                raise _too_large(path)
+            # PyTorch can be told to write none.
+            damaged = archive.testzip() if any(item.CRC for item in archive.infolist()) else None
+    except UserError:
+        raise
+    except zipfile.BadZipFile:
+        return  # PyTorch says what it thinks of it: before 1.6 its files were none
+    except Exception as error:  # zipfile raises whatever its decoders do
+        raise _unreadable(path, "a PyTorch checkpoint", error) from error
+    if damaged:
+        raise UserError(
+            f"weights: {shown(path)} is damaged: the checksum of {shown(damaged)} is wrong; fetch or copy it again"
+        )
 
 
 def as_array(tensor: Any) -> np.ndarray:
-    """A tensor of NumPy, JAX or PyTorch, there from any device, as an array; bfloat16 as float32."""
+    """A tensor of NumPy, JAX or PyTorch, there from any device, as an array; bfloat16 as float32.
+
+    Raises:
+      TypeError, RuntimeError: PyTorch's tensor is none that NumPy can hold: sparse, quantised, of 8-bit floats.
+    """
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
@@ -100,31 +179,71 @@ def read_keras(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     has none; then they are the classes, numbered: 'conv2d', 'conv2d_1'.
 
     Raises:
-      UserError: there is no such file, it is none of that kind or cut short, or h5py is missing.
+      UserError: there is no such file, it is none of that kind or cut short, a tensor in it is of another type than
+        numbers, lies outside the file or was never written, or h5py is missing.
     """
     path = _existing(path)
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"weights: {path} needs h5py to be read (pip install h5py)") from error
+        raise UserError(f"weights: {shown(path)} needs h5py to be read (pip install h5py)") from error
     tensors = {}
     try:
         with h5py.File(path, "r") as file:
-            for layer, variables, names in _keras_layers(file):
+            for name, kind in _links(file):
+                if kind not in (h5py.HardLink, h5py.SoftLink):
+                    raise _refused(path, name, "is a link to another file")
+            left = MOST_BYTES
+            for layer, datasets, names in _keras_layers(file):
+                for name, dataset in zip(names, datasets, strict=True):
+                    if fault := _fault(dataset, h5py):
+                        raise _refused(path, f"{layer}/{name}", fault)
+                    left -= dataset.nbytes
+                if left < 0:
+                    raise _too_large(path)
+                variables = [np.asarray(dataset) for dataset in datasets]
                 names = KERAS_VARIABLES.get(tuple(tensor.ndim for tensor in variables), names)
                 for name, tensor in zip(names, variables, strict=True):
                     if f"{layer}/{name}" in tensors:
                         raise ValueError(f"two tensors are called {layer}/{name}")
                     tensors[f"{layer}/{name}"] = tensor
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of whatever type the place in the file where HDF5 stumbles has
         raise _unreadable(path, "Keras' HDF5", error) from error
     if not tensors:
-        raise UserError(f"weights: {path} is HDF5 but holds no layers of a Keras model")
+        raise UserError(f"weights: {shown(path)} is HDF5 but holds no layers of a Keras model")
     return tensors
 
 
-def _keras_layers(file) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
-    """Of each layer with variables its name, its variables in order, and the names that they have in the file."""
+def _links(file) -> list[tuple[str, type]]:
+    """The names and kinds of all links of an HDF5 file; none is followed out of it."""
+    found = []
+    file.visititems_links(lambda name, link: found.append((name, type(link))))
+    return found
+
+
+def _fault(dataset, h5py) -> str:
+    """Why a dataset of HDF5 is none to be read, '' where it is one."""
+    if not isinstance(dataset, h5py.Dataset):
+        return "is no dataset"
+    if dataset.shape is None or dataset.dtype.kind not in "fiub":
+        return f"holds {'nothing' if dataset.shape is None else dataset.dtype}, numbers are due"
+    if dataset.external or dataset.is_virtual:
+        return "lies in another file"
+    if dataset.nbytes > MOST_BYTES:
+        return f"says {list(dataset.shape)}, {dataset.nbytes:,} bytes; at most {MOST_BYTES:,} are read"
+    if dataset.chunks:
+        due = math.prod(-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        written = dataset.id.get_num_chunks() >= due
+    else:
+        written = dataset.id.get_storage_size() >= dataset.nbytes
+    # HDF5 gives zeros for it.
+    return "" if written else f"says {list(dataset.shape)}, and not all of it was ever written"
+
+
+def _keras_layers(file) -> Iterator[tuple[str, list[Any], list[str]]]:
+    """Of each layer with variables its name, its datasets in order, and the names that they have in the file."""
     # Earlier Keras 3 files, TensorFlow's among them, have the longer name.
     for root in ("layers", "_layer_checkpoint_dependencies"):
         if root in file:
@@ -134,11 +253,14 @@ def _keras_layers(file) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
     for layer in _attribute(group, "layer_names"):
         names = _attribute(group[layer], "weight_names")
         if names:
-            variables = [np.asarray(group[layer][name]) for name in names]
-            yield layer, variables, [name.rsplit("/", 1)[-1].removesuffix(":0") for name in names]
+            yield (
+                layer,
+                [group[layer][name] for name in names],
+                [name.rsplit("/", 1)[-1].removesuffix(":0") for name in names],
+            )
 
 
-def _keras_3_layers(group) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
+def _keras_3_layers(group) -> Iterator[tuple[str, list[Any], list[str]]]:
     """The same of a `.weights.h5`, where a layer's group is named for its class: conv2d, conv2d_1, ..."""
     for key in sorted(group, key=_natural_order):
         variables = group[key].get("vars", {})
@@ -146,7 +268,10 @@ def _keras_3_layers(group) -> Iterator[tuple[str, list[np.ndarray], list[str]]]:
             yield from _keras_3_layers(group[key]["layers"])
         if len(variables):
             names = sorted(variables, key=int)
-            yield variables.attrs.get("name", key), [np.asarray(variables[name]) for name in names], names
+            layer = variables.attrs.get("name", key)
+            if not isinstance(layer, str):
+                raise TypeError(f"the name of {key} is no text")
+            yield layer, [variables[name] for name in names], names
 
 
 def _attribute(group, name: str) -> list[str]:
@@ -162,14 +287,36 @@ def _natural_order(name: str) -> tuple[str, int]:
 
 
 def _existing(path: str | pathlib.Path) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"weights: there is no file {path}")
-    return path
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except UserError as error:
+        raise UserError(f"weights: {error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"weights: {shown(path)} can be no file's name ({error})") from error
+    if size > MOST_BYTES:
+        raise _too_large(pathlib.Path(path))
+    return pathlib.Path(path)
 
 
 def _unreadable(path: pathlib.Path, kind: str, error) -> UserError:
-    return UserError(f"weights: {path} can't be read as {kind} ({error}); it is another kind of file, or cut short")
+    reason = shown(" ".join(str(error).split()))[:300] or type(error).__name__
+    return UserError(
+        f"weights: {shown(path)} can't be read as {kind} ({reason}); it is another kind of file, or cut short"
+    )
+
+
+def _refused(path: pathlib.Path, name: str, fault: str) -> UserError:
+    return UserError(
+        f"weights: {shown(path)} is refused: the tensor {shown(name)} {fault}; save the network's tensors as float32"
+    )
+
+
+def _too_large(path: pathlib.Path) -> UserError:
+    return UserError(
+        f"weights: {shown(path)} has, or unpacks to, more than {MOST_BYTES:,} bytes, which no network here needs: save "
+        "the tensors of the network alone, without an optimizer's"
+    )
 
 
 READERS = {
@@ -191,5 +338,5 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     path = _existing(path)
     if path.suffix not in READERS:
-        raise UserError(f"weights: {path} is of no known kind: its name must end in {', '.join(READERS)}")
+        raise UserError(f"weights: {shown(path)} is of no known kind: its name must end in {', '.join(READERS)}")
     return READERS[path.suffix](path)
