@@ -201,7 +201,7 @@ def _first_stage(config: ConfigDict, model: Refined) -> pretrained.Weights:
     if base.refine.base:
         raise UserError(f"refine.base is {folder}, which has a refiner already: give the run that it refined")
     theirs, ours = (configs.flatten(c.model, "model.") for c in (base, config))
-    for field in sorted({*theirs, *ours} - {"model.weights", "model.dtype"}):
+    for field in sorted({*theirs, *ours} - {"model.weights", "model.may_differ", "model.dtype"}):
         if theirs.get(field) != ours.get(field):
             raise UserError(
                 f"refine.base is {folder}, a run with {field} {theirs.get(field, 'not set')}, and here it is "

@@ -223,6 +223,7 @@ FIELDS: dict[str, Any] = {
     "model.backbone": Text(),
     "model.output_stride": Choice((0, 8, 16, 32)),
     "model.weights": Path(),
+    "model.may_differ": Text(),
     "model.dtype": Name("dtype", "jaxseg.models:DTYPES"),
     "loss.cross_entropy": _WEIGHT,
     "loss.binary_cross_entropy": _WEIGHT,
