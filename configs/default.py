@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
     model.output_stride = 0  # of the backbone: 8, 16 or 32; 0: the family's own choice
     model.backbone_options = ConfigDict()  # fields of the backbone, where a config gives any
     model.options = ConfigDict()  # fields of the family, where a config gives any
-    model.weights = ""  # imagenet, or a file: .safetensors, .pth or .h5, of a backbone or of all; '': from scratch
+    # imagenet; or a file: .safetensors, .pth or .h5, of a backbone or of all; or the workdir of a run; '': from scratch
+    model.weights = ""
     # Options in which the network may differ from that of the weights, "output_stride,rates". The same tensors give
     # other values then: what is not named here is refused.
     model.may_differ = ""

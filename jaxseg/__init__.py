@@ -10,7 +10,7 @@ _HOMES = {
     "export_weights": "jaxseg.models.pretrained",
     "list_models": "jaxseg.models",
     "load": "jaxseg.predict",
-    "load_pretrained": "jaxseg.models.pretrained",
+    "load_pretrained": "jaxseg.weights",
     "UserError": "jaxseg.errors",
 }
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from jaxseg.refine import create_refine_state, create_refine_step, discriminator
 from jaxseg.score import build_eval_step
 from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_shardings, split_state
+from jaxseg.weights import tensors_of
 
 
 @dataclasses.dataclass
@@ -166,9 +167,12 @@ def _check_step(config: ConfigDict, train_step: Callable, state: Any, mesh: Mesh
 
 
 def read_weights(
-    config: ConfigDict, model: nn.Module, workdir: pathlib.Path
+    config: ConfigDict, model: nn.Module, workdir: pathlib.Path, class_names: Sequence[str]
 ) -> tuple[ConfigDict, pretrained.Weights | None, list[str]]:
     """What a run starts from: its config with the normalisation it will have, weights if any, and lines on both.
+
+    Args:
+      class_names: of the data; the last layer of another run is taken only if it has the same.
 
     Raises:
       UserError: the weights, or the run that is to be refined, can't be read or are of another network.
@@ -182,7 +186,7 @@ def read_weights(
         weights = _first_stage(config, model)
     elif config.model.weights:
         may_differ = [name for name in config.model.may_differ.split(",") if name]
-        weights = pretrained.read_weights(model, config.model.weights, may_differ=may_differ)
+        weights = tensors_of(model, config.model.weights, may_differ, class_names)
     mean, std = (weights.mean, weights.std) if weights else (pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD)
     resolved = configs.with_normalisation(config, mean, std)
     if not weights:

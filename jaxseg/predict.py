@@ -31,6 +31,9 @@ class Predictor:
     """A trained network, called on images.
 
     Attributes:
+      model: the network, see `jaxseg.create_model`.
+      variables: what `model.apply` takes, `{'params', 'batch_stats'}`, float32.
+      mean, std: by which `jaxseg.step.normalise` makes images of uint8 what the network takes.
       info: names and colours of the classes.
       step: of the checkpoint.
       size: (height, width) that images are brought to for the network, as its run was scored; None for their own.
@@ -38,7 +41,8 @@ class Predictor:
 
     def __init__(self, model, variables, info: DataInfo, step: int, mean, std, size: tuple[int, int] | None = None):
         self.info, self.step, self.size = info, step, size
-        self._variables, self._fill = variables, fill_colour(mean)
+        self.model, self.variables = model, variables
+        self.mean, self.std, self._fill = tuple(mean), tuple(std), fill_colour(mean)
 
         def probabilities(variables, images):
             return jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False))
@@ -83,7 +87,7 @@ class Predictor:
         padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
         padded[...] = self._fill
         padded[0, :height, :width] = image
-        return np.asarray(run(self._variables, padded))[0, :height, :width]
+        return np.asarray(run(self.variables, padded))[0, :height, :width]
 
     def _resized(self, image: np.ndarray, probabilities: bool) -> np.ndarray:
         import cv2
@@ -105,7 +109,7 @@ class Predictor:
 
     def _in_windows(self, image: np.ndarray, window: int, probabilities: bool) -> np.ndarray:
         found = strips(
-            lambda windows: np.asarray(self._probs(self._variables, windows)),
+            lambda windows: np.asarray(self._probs(self.variables, windows)),
             [image],
             size=(window, window),
             stride=(window // 2, window // 2),

@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         group.agree({"config": configs.flatten(config), "classes": of_classes(info), "workdir": has})
     build.check_score(config, info)
     model = configs.build_model(config, info.num_classes)
-    config, weights, notes = build.read_weights(config, model, workdir)
+    config, weights, notes = build.read_weights(config, model, workdir, info.class_names)
     if checkpoint.has_any(workdir):
         configs.check_same(config, workdir)
     mesh = create_mesh()

@@ -141,7 +141,7 @@ def test_predictions_are_those_of_the_evaluation(predictor, finished, tiny):
     dataset = open_dataset("camvid", directory=config.data.dir, progress=False)
     mesh, model = create_mesh(), configs.build_model(config, INFO.num_classes)
     eval_step = create_eval_step(model, mesh, mean=config.data.mean, std=config.data.std)
-    variables = jax.tree.map(np.asarray, predictor._variables)
+    variables = jax.tree.map(np.asarray, predictor.variables)
     result = score_split(config, dataset, "val", eval_step, variables, mesh)
     assert len(result.examples) == 3
     for example in result.examples:

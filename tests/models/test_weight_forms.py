@@ -1,6 +1,6 @@
 """Weights whose tensors fit and whose values would not: every option that leaves no tensor, in every layout and family.
 
-Whether the values are equal where nothing is refused, `tests/peers/test_weight_forms_parity.py` asks the libraries' networks.
+Whether the values are equal where nothing is refused, `tests/peers/test_weight_forms_parity.py` asks the libraries.
 """
 
 import dataclasses

@@ -169,7 +169,7 @@ def read_weights(
         )
     differ = _differences(model, layout, may_differ)
     if differ.keys() - set(may_differ):
-        raise UserError(f"weights: {name} is {layout.name}'s {what}, but {_refused(differ, may_differ)}")
+        raise UserError(f"weights: {name} is {layout.name}'s {what}, but {refused(differ, may_differ)}")
     if twin := next((twin for twin in layout.twins if not isinstance(source, Mapping) and twin in str(source)), None):
         raise UserError(
             f"weights: {name} is by its name timm's {twin}, which has the tensors of a {what} and gives other values: "
@@ -237,7 +237,7 @@ def export_weights(
         raise UserError(f"export: {layout} has no {type(model).__name__} on this backbone{there}")
     differ = _differences(model, found, may_differ)
     if differ.keys() - set(may_differ):
-        raise UserError(f"export: {layout} has such a {type(model).__name__}, but {_refused(differ, may_differ)}")
+        raise UserError(f"export: {layout} has such a {type(model).__name__}, but {refused(differ, may_differ)}")
     flat, shapes = flatten_dict(variables), flatten_dict(_shapes(model))
     faults = [f"missing {'/'.join(key)} {shapes[key].shape}" for key in shapes if key not in flat]
     faults += [f"left over {'/'.join(map(str, key))}" for key in flat if key not in shapes]
@@ -457,16 +457,21 @@ def _differences(model: nn.Module, layout: entries.Layout, may_differ: Collectio
     Raises:
       UserError: a name in `may_differ` is no option of the model.
     """
-    if isinstance(may_differ, str):
-        raise UserError(f"may_differ is '{may_differ}': it must be a list of names, ['{may_differ}']")
-    for name in may_differ:
-        entries.option(model, name)
+    check_may_differ(model, may_differ)
     both = {name: (theirs, entries.option(model, name)) for name, theirs in layout.form.items()}
     return {name: (theirs, ours) for name, (theirs, ours) in both.items() if theirs != ours}
 
 
-def _refused(differ: Mapping[str, tuple[Any, Any]], may_differ: Collection[str]) -> str:
-    """What is wrong with differences that `may_differ` does not allow, and what to do."""
+def check_may_differ(model: nn.Module, may_differ: Collection[str]) -> None:
+    """Raises a `UserError` where a name in `may_differ` is no option of the model."""
+    if isinstance(may_differ, str):
+        raise UserError(f"may_differ is '{shown(may_differ)}': it must be a list of names, ['{shown(may_differ)}']")
+    for name in may_differ:
+        entries.option(model, name)
+
+
+def refused(differ: Mapping[str, tuple[Any, Any]], may_differ: Collection[str]) -> str:
+    """What is wrong with differences, theirs and ours by option, that `may_differ` does not allow, and what to do."""
     left = {name: pair for name, pair in differ.items() if name not in may_differ}
     what = ", ".join(f"{name} is {theirs} there and {ours} here" for name, (theirs, ours) in left.items())
     flags = (

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 
 BACKBONE_OPTIONS = "backbone_options."
 
@@ -96,7 +96,7 @@ def option(model: nn.Module, name: str) -> Any:
     of_backbone = name == "output_stride" or name.startswith(BACKBONE_OPTIONS)
     holder = getattr(model, "backbone", None) if of_backbone else model
     if within_backbone or field not in getattr(holder, "__dataclass_fields__", ()):
-        raise UserError(f"{type(model).__name__} has no option '{name}'")
+        raise UserError(f"{type(model).__name__} has no option '{shown(name)}'")
     value = getattr(holder, field)
     return tuple(value) if isinstance(value, list) else value
 
