@@ -85,13 +85,13 @@ def stored(workdir):
 def variables_at_start(config, workdir, monkeypatch):
     """What a run of this config trains first."""
     seen = {}
-    create = build.create_state
+    place = build.replicate
 
-    def keep(variables, tx, **options):
-        seen.update(flatten_dict(jax.tree.map(np.asarray, variables)))
-        return create(variables, tx, **options)
+    def keep(state, mesh):
+        seen.update(flatten_dict(jax.tree.map(np.asarray, state.variables)))
+        return place(state, mesh)
 
-    monkeypatch.setattr(build, "create_state", keep)
+    monkeypatch.setattr(build, "replicate", keep)
     lines = run(config, workdir)
     return seen, lines
 
