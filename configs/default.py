@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = "shapes"  # shapes, camvid, voc, monuseg, loveda, or folder, for images of your own
     data.version = ""  # of the data set, where it has several, see README; '' for its default
-    data.dir = ""  # a folder already on disk; '' where the data set is made, fetched or found by itself
+    # A folder already on disk; '' where the data set is made, fetched or found by itself. A run goes on wherever the
+    # same images and labels lie by now.
+    data.dir = ""
     data.batch_size = 16  # images a step, over all devices and processes
     data.eval_batch_size = 16  # images of up to 512x512 a step of evaluation, fewer larger ones; no score depends on it
     data.resize = ()  # (height, width) that training images are brought to before all else; (): their own

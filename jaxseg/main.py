@@ -38,7 +38,11 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train, or score a checkpoint of a run and print the table per class."
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "With --mode=eval: best, latest or a step.")
-SPLIT = flags.DEFINE_string("split", "", "With --mode=eval: the split to score; by default the data set's own choice.")
+SPLIT = flags.DEFINE_string(
+    "split",
+    "",
+    "With --mode=eval: the split to score, all of the data that is needed; by default the data set's own choice.",
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",

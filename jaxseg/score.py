@@ -60,7 +60,7 @@ def open_to_score(config: ConfigDict, own: ConfigDict, info: DataInfo, split: st
     data = config.data
     where = {"directory": data.dir, "version": data.version}
     divided = Scoring(split, info, divided=True)
-    if data.dir == own.data.dir or data.name != "folder":
+    if os.path.realpath(data.dir) == os.path.realpath(own.data.dir) or data.name != "folder":
         return open_dataset(data.name, **where, scoring=divided)
     if content:
         with contextlib.suppress(UserError):
@@ -269,7 +269,8 @@ def eval_run(
     which = kind if which in checkpoint.KINDS else which
     content, others = dataset.contents[split], [protocol.slug] if protocol != own else []
     if contents and contents.get(split) != content:
-        others.append(content)  # of other images, or other labels, than the run's own
+        others.append(content)
+        log(f"not the images and labels that the run had as {split}: it may have been trained on some of them")
     timing = {"step": step, "seconds": time.perf_counter() - started}
     try:
         path = write_evaluation(

@@ -147,7 +147,8 @@ def run_of_folder(of_folder, tiny, tmp_path):
 
 
 def test_an_undivided_folder_is_divided_where_it_is_the_runs_own_and_whole_elsewhere(run_of_folder, tiny, tmp_path):
-    here, _ = run(run_of_folder)
+    here, lines = run(run_of_folder)
+    assert not any("not the images and labels" in line for line in lines)
     before = evaluation(run_of_folder, "val-best")
     assert before["images"] == 2
     shutil.copytree(tiny.root / "home", tmp_path / "moved")
@@ -156,7 +157,7 @@ def test_an_undivided_folder_is_divided_where_it_is_the_runs_own_and_whole_elsew
     assert {**evaluation(run_of_folder, "val-best"), "seconds": 0} == {**before, "seconds": 0} and there == here
     write_pairs(tmp_path / "flat", range(50, 57), (7, 8, 11, 0))
     found, lines = run(run_of_folder, overrides={"data.dir": str(tmp_path / "flat")})
-    assert "on folder val: 7 images" in lines[0]
+    assert "on folder val: 7 images" in lines[0] and any("not the images and labels" in line for line in lines)
     predictor = jaxseg.load(run_of_folder)
     counts = np.zeros((3, 3), np.int64)
     for path in sorted((tmp_path / "flat" / "masks").iterdir()):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxseg import files
 from jaxseg.data import plain_yaml
 from jaxseg.data.info import DataInfo
+from jaxseg.data.layout import brief
 from jaxseg.data.voc import voc_palette
 from jaxseg.errors import UserError, shown
 from jaxseg.forms import FORMS, broken, checked
@@ -68,7 +69,7 @@ class Classes:
             listed.append(_IGNORE)  # three numbers beside colours are a colour
         proposed = listed[0] if len(listed) == 1 and isinstance(listed[0], int) else listed
         raise UserError(
-            f"{shown(mask)} has {what} in {count} pixels, which is none of {', '.join(self.info.class_names)}: name it "
+            f"{shown(mask)} has {what} in {count} pixels, which is none of {brief(self.info.class_names, 20)}: name it "
             f"in {shown(self.path)}, mend the mask, or have it count nowhere, "
             f"ignore: {proposed}{more}"
         )
@@ -116,7 +117,7 @@ def read_classes(folder: Path, values: set[int], run: DataInfo | None = None) ->
     strange = [name for name in own.info.class_names if name not in run.class_names]
     if strange:
         raise UserError(
-            f"{path} names {strange[0]}, which is no class of the run: those are {', '.join(run.class_names)}"
+            f"{shown(path)} names {strange[0]}, which is no class of the run: those are {brief(run.class_names, 20)}"
         )
     to_run = {_IGNORE: _IGNORE} | {i: run.class_names.index(name) for i, name in enumerate(own.info.class_names)}
     return replace(own, info=run, table={value: to_run[label] for value, label in own.table.items()})

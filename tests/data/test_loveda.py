@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxseg.data import open_dataset
+from jaxseg.data import Scoring, data_info, open_dataset
 from jaxseg.errors import UserError
 
 from .conftest import picture, write_jpeg, write_mask
@@ -32,6 +32,15 @@ def test_what_is_not_used_is_said(folder, capfd):
     open_dataset("loveda", directory=str(folder), version="urban")
     told = capfd.readouterr().err
     assert "Test/Urban/images_png (1 image)" in told and "Train/Rural/images_png (3 images)" in told
+
+
+def test_scoring_needs_its_split_only(folder):
+    shutil.rmtree(folder / "Train")
+    scoring = Scoring("val", data_info("loveda"))
+    assert open_dataset("loveda", directory=str(folder), progress=False, scoring=scoring).lengths == {"val": 3}
+    with pytest.raises(UserError, match="unknown split of loveda 'test'"):
+        scoring = Scoring("test", data_info("loveda"))
+        open_dataset("loveda", directory=str(folder), progress=False, scoring=scoring)
 
 
 def opened(folder, version=""):

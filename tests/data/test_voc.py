@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxseg.data import data_info, open_dataset, voc
+from jaxseg.data import Scoring, data_info, open_dataset, voc
 from jaxseg.data.fetch import Archive
 from jaxseg.errors import UserError
 
@@ -85,6 +85,35 @@ def test_what_is_wrong_is_named(tmp_path):
     write_lists(home, val=["c"])
     write_mask(home / "SegmentationClass" / "c.png", np.full((20, 30), 37, np.uint8), "P")
     fails(r"c\.png has label 37 in 600 pixels, but voc has 21 classes")
+
+
+def test_what_is_not_used_is_said_and_a_test_split_without_masks_is_none(tmp_path, capfd):
+    home = tmp_path / "VOC2007"
+    write_voc(home, "abcd", 7, train=["a"], val=["b"], test=["c", "d"])
+    for name in "cd":
+        (home / "SegmentationClass" / f"{name}.png").unlink()
+    write_jpeg(home / "SegmentationObject" / "x.jpg", picture(0, 20, 30))
+    assert open_dataset("voc", directory=str(home), version="2007").lengths == {"train": 1, "val": 1}
+    told = capfd.readouterr().err
+    for what in ("test of VOC2007 without masks", "JPEGImages (2 of 4 images)", "SegmentationObject (1 image)"):
+        assert what in told
+
+
+@pytest.mark.parametrize(
+    ("version", "split", "length", "needs"),
+    [("2007", "test", 1, ["test"]), ("2012", "val", 2, ["val"]), ("2012_resplit", "val", 3, ["trainval"])],
+)
+def test_scoring_needs_its_split_only(tmp_path, version, split, length, needs):
+    home, names = tmp_path / f"VOC{version[:4]}", [chr(97 + i) for i in range(20)]
+    lists = {"test": ["a"], "val": ["b", "c"], "trainval": names}
+    write_voc(home, "".join(names), 7, **{name: lists[name] for name in needs})
+    scoring = Scoring(split, data_info("voc"))
+    data = open_dataset("voc", directory=str(home), version=version, progress=False, scoring=scoring)
+    assert data.lengths == {split: length} and data.eval_split == split
+    with pytest.raises(UserError, match=f"unknown split of voc {version} 'vall'"):
+        open_dataset(
+            "voc", directory=str(home), version=version, progress=False, scoring=Scoring("vall", data_info("voc"))
+        )
 
 
 @pytest.fixture
