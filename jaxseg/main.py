@@ -8,11 +8,15 @@ import os
 import pathlib
 import runpy
 import sys
+import traceback
+from collections.abc import Iterator, Mapping
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from jaxseg.errors import UserError
+from jaxseg import fields
+from jaxseg.environment import check_environment
+from jaxseg.errors import UserError, shown
 from jaxseg.lookup import nearest
 from jaxseg.process import Interrupted, ignore_signals, one_line_errors, use_compile_cache, use_huge_pages
 from jaxseg.processes import together
@@ -63,6 +67,10 @@ SWEEP = flags.DEFINE_multi_string(
 )
 
 
+# Flags that are numbers.
+NUMBERS = ("num_processes", "process_id", "start_timeout", "silence_timeout")
+
+
 def default_workdir(config_flag: str) -> str:
     """`configs/deeplab.py:resnet50,voc` -> `runs/deeplab-resnet50-voc`."""
     path, _, argument = config_flag.partition(":")
@@ -76,6 +84,7 @@ def parse(argv: list[str]) -> list[str]:
       UserError: a flag, a config or a field that there is not, or a value of the wrong kind; with the nearest names.
     """
     words = _words(argv[1:])
+    check_words(words)
     if words.get("mode") == "eval" and "sweep" in words:
         raise UserError("--sweep trains: leave --mode=eval out, or --sweep")
     if words.get("mode") == "eval" and words.get("workdir") and not words.get("config"):
@@ -87,8 +96,9 @@ def parse(argv: list[str]) -> list[str]:
         check_config(words.get("config", ""), [word for word in words if word.startswith("config.")])
     try:
         return app.parse_flags_with_usage(argv) if "help" in words else flags.FLAGS(argv)
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from error
+    except Exception as error:  # absl's flags raise what the field's own type does
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(shown(said if len(said) <= 500 else f"{said[:500]}...")) from error
 
 
 def _words(arguments: list[str]) -> dict[str, str]:
@@ -99,6 +109,21 @@ def _words(arguments: list[str]) -> dict[str, str]:
             flag, equals, value = word.lstrip("-").partition("=")
             words[flag] = value if equals or following.startswith("-") else following
     return words
+
+
+def check_words(words: Mapping[str, str]) -> None:
+    """Refuses numbers in other digits than 0 to 9, which Python would read, and paths that no file system has.
+
+    Raises:
+      UserError: names the flag.
+    """
+    texts = (fields.Text, fields.Path, fields.Name)
+    numbers = {f"config.{name}" for name, kind in fields.FIELDS.items() if not isinstance(kind, texts)}
+    for word, value in words.items():
+        if not value.isascii() and word in (*numbers, *NUMBERS):
+            raise UserError(f"--{word} is {fields.shown_value(value)}: write numbers in the digits 0 to 9")
+    for word in ("config", "workdir"):
+        fields.check(f"--{word}", fields.Path(), words.get(word, ""))
 
 
 def check_config(config_flag: str, overrides: list[str]) -> None:
@@ -116,17 +141,41 @@ def check_config(config_flag: str, overrides: list[str]) -> None:
         raise UserError("--config is missing, for example --config=configs/quickstart.py; --help tells the rest")
     if not os.path.isfile(path):
         near = sorted(str(name) for name in pathlib.Path(os.path.dirname(path) or ".").glob("*.py"))
-        raise UserError(f"there is no config file {path}: {nearest(path, near) if near else 'give its path'}")
-    get_config = runpy.run_path(path).get("get_config") if path.endswith(".py") else None
+        raise UserError(f"there is no config file {shown(path)}: {nearest(path, near) if near else 'give its path'}")
+    if not path.endswith(".py"):
+        raise UserError(f"{shown(path)} is no config: that is a .py file with a function get_config")
+    with _one_line_in(path):
+        get_config = runpy.run_path(path).get("get_config")
+        takes_argument = bool(get_config and inspect.signature(get_config).parameters)
     if get_config is None:
-        raise UserError(f"{path} is no config: that is a .py file with a function get_config")
-    if argument and not inspect.signature(get_config).parameters:
-        raise UserError(f"{path} takes no argument, but ':{argument}' came")
-    fields = flatten(get_config(argument) if argument else get_config())
+        raise UserError(f"{shown(path)} is no config: that is a .py file with a function get_config")
+    if argument and not takes_argument:
+        raise UserError(f"{shown(path)} takes no argument, but ':{shown(argument)}' came")
+    with _one_line_in(path):
+        config = get_config(argument) if argument else get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {shown(path)} gives a {type(config).__name__}: it must give a ConfigDict")
+    known = flatten(config)
     for override in overrides:
         field = override.removeprefix("config.")
-        if field not in fields and not field.startswith(("model.options.", "model.backbone_options.")):
-            raise UserError(f"there is no field --{override}: {nearest(field, fields)}")
+        group, _, option = field.rpartition(".")
+        if field not in known and not (option and group in ("model.options", "model.backbone_options")):
+            raise UserError(f"there is no field --{shown(override)}: {nearest(field, known)}")
+
+
+@contextlib.contextmanager
+def _one_line_in(path: str) -> Iterator[None]:
+    """What a config file raises, a value of the wrong type say, as a line with the file's own line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [error.lineno] if isinstance(error, SyntaxError) and error.lineno else lines
+        where = f", line {lines[-1]}" if lines else ""
+        said = shown(" ".join(str(error).split())[:300])
+        raise UserError(f"{shown(path)}{where}: {type(error).__name__}: {said}; mend it there") from error
 
 
 def run(_) -> None:
@@ -197,6 +246,7 @@ def main() -> None:
     use_huge_pages()
     keep_streams()
     with one_line_errors():
+        check_environment()
         app.run(run, flags_parser=parse)
 
 

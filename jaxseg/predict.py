@@ -14,6 +14,7 @@ from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo
 from jaxseg.data.headers import kind_of
+from jaxseg.environment import check_environment
 from jaxseg.errors import UserError, shown
 from jaxseg.files import open_regular, replacing
 from jaxseg.process import one_line_errors, use_compile_cache
@@ -286,8 +287,9 @@ def main() -> None:
         f"than {LARGE}",
     )
     args = parser.parse_args()
-    use_compile_cache()
     with one_line_errors():
+        check_environment()
+        use_compile_cache()
         predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint, window=args.window)
 
 

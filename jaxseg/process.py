@@ -1,6 +1,7 @@
 """What a command does to its own process: memory pages, compiled programs, signals."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -9,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxseg.errors import UserError
+from jaxseg.environment import find_devices
+from jaxseg.errors import UserError, shown
 
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 NEVER = 2**36  # bytes; no block is so large that it would be mapped on its own, and given back
@@ -34,13 +36,32 @@ def use_huge_pages(*, keep: bool = False) -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
+_REFUSED = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_SMALLER = "take smaller images or batches (data.crop_size, data.batch_size, data.eval_batch_size)"
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the command with one line and status 1 at a mistake of the user's, with 130 at Ctrl-C."""
+    """Ends the command with one line and status 1 at a mistake of the user's, with 130 at Ctrl-C.
+
+    Mistakes are a path that the file system refuses and more than memory holds, too.
+    """
     try:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None or error.errno not in _REFUSED:
+            raise
+        path = shown(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename)
+        path = path if len(path) <= 200 else f"{path[:200]}... ({len(path)} characters)"
+        sys.exit(f"error: {path} can't be used: {error.strerror}; give another path, or mend that")
+    except MemoryError as error:
+        sys.exit(f"error: there is not enough memory ({shown(error) or 'none is left'}): {_SMALLER}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: there is not enough memory on the device ({shown(str(error)[:200])}): {_SMALLER}")
     except KeyboardInterrupt:
         ignore_signals()
         sys.exit(128 + signal.SIGINT)
@@ -51,7 +72,11 @@ def use_compile_cache() -> None:
 
     On a CPU that has oneDNN's convolutions those `without_convolutions` alone: jaxlib can't write others, and they are
     worth more. Asks for JAX's devices: processes that belong together have to have met before.
+
+    Raises:
+      UserError: there are none, see `find_devices`.
     """
+    find_devices()
     import jax
 
     from jaxseg.models.layers import onednn

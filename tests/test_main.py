@@ -15,6 +15,7 @@ from helpers import ROOT, assert_same_run, flags_of, one_error, rows, steps
 from PIL import Image
 
 from jaxseg import main, process
+from jaxseg.errors import UserError
 from jaxseg.models.layers import dense_conv, onednn
 from jaxseg.process import use_compile_cache
 
@@ -231,3 +232,46 @@ def test_a_terminal_that_is_closed_saves(finished, tiny, tmp_path):
     status, _, err = tiny.run(*arguments, before=WITHOUT_TENSORFLOW)
     assert status == 0, err
     assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("config.data.batch_size", "１６"),
+        ("config.optim.learning_rate", "١e-3"),
+        ("config.data.scale", "(0.5,２)"),
+        ("num_processes", "２"),
+        ("workdir", "w/" * 3000),
+        ("config", "c" * 300 + ".py"),
+        ("config.model.options.a.b", "1"),
+        ("config.model.options", "5"),
+        ("config.data", "5"),
+    ],
+)
+def test_a_flag_of_nonsense_is_refused_by_its_name(flag, value):
+    arguments = {"config": str(ROOT / "configs" / "default.py"), flag: value}
+    with pytest.raises(UserError) as refusal:
+        main.parse(["jaxseg.main", *(f"--{name}={text}" for name, text in arguments.items())])
+    assert f"--{flag}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.optim.learning_rate = 'fast'", "TypeError"),
+        ("config.optim.learning_rat = 1.0", "AttributeError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("return None", "ConfigDict"),
+        ("return {}", "ConfigDict"),
+        ("if", "SyntaxError"),
+        ("import nothing_such", "ModuleNotFoundError"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(line, said, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from configs import default\ndef get_config():\n    config = default.get_config()\n    {line}\n")
+    with pytest.raises(UserError) as refusal:
+        main.check_config(str(path), [])
+    message = str(refusal.value)
+    assert str(path) in message and said in message and "\n" not in message
+    assert "line 4" in message or said == "ConfigDict"

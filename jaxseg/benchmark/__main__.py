@@ -8,6 +8,7 @@ import statistics
 import sys
 from typing import Any
 
+from jaxseg.environment import check_environment, find_devices
 from jaxseg.errors import UserError
 from jaxseg.process import one_line_errors, use_huge_pages
 from jaxseg.streams import keep_streams
@@ -285,4 +286,6 @@ if __name__ == "__main__":
     with one_line_errors():
         use_huge_pages(keep=True)
         keep_streams()
+        check_environment()
+        find_devices()
         main(sys.argv[1:])

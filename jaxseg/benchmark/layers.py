@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxseg import losses, metrics
 from jaxseg.benchmark.measure import Contender, alternate, machine
 from jaxseg.benchmark.peers import import_torch
+from jaxseg.environment import check_environment, find_devices
 from jaxseg.errors import UserError
 from jaxseg.models import layers
 from jaxseg.process import one_line_errors, use_huge_pages
@@ -370,4 +371,6 @@ if __name__ == "__main__":
     with one_line_errors():
         use_huge_pages(keep=True)
         keep_streams()
+        check_environment()
+        find_devices()
         main(sys.argv[1:])

@@ -38,10 +38,12 @@ def main() -> None:
         parser.error("where to? --output=DIR is missing")
     if args.images < 0:
         parser.error(f"--images is {args.images}: it must be 0 or more")
+    from jaxseg.environment import check_environment
     from jaxseg.process import one_line_errors, use_compile_cache
 
-    use_compile_cache()
     with one_line_errors():
+        check_environment()
+        use_compile_cache()
         if args.output:
             compare(args.runs, args.output, images=args.images)
         if args.reproduce:
