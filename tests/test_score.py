@@ -147,7 +147,9 @@ def run_of_folder(of_folder, tiny, tmp_path):
 
 
 def test_an_undivided_folder_is_divided_where_it_is_the_runs_own_and_whole_elsewhere(run_of_folder, tiny, tmp_path):
+    prepared = list(tiny.prepared.glob("jaxseg/folder-*"))
     here, lines = run(run_of_folder)
+    assert list(tiny.prepared.glob("jaxseg/folder-*")) == prepared, "what the run was trained on is prepared already"
     assert not any("not the images and labels" in line for line in lines)
     before = evaluation(run_of_folder, "val-best")
     assert before["images"] == 2
