@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     # A folder already on disk; '' where the data set is made, fetched or found by itself. A run goes on wherever the
     # same images and labels lie by now.
     data.dir = ""
+    # How images lie that say an orientation (EXIF, TIFF) and whose masks fit both ways: shown or stored; '': as shown,
+    # unless other masks fit only as stored, which is refused. Where one size fits, that is taken. `predict` turns all,
+    # or with stored none.
+    data.orientation = ""
     data.batch_size = 16  # images a step, over all devices and processes
     data.eval_batch_size = 16  # images of up to 512x512 a step of evaluation, fewer larger ones; no score depends on it
     data.resize = ()  # (height, width) that training images are brought to before all else; (): their own

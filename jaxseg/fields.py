@@ -201,6 +201,7 @@ FIELDS: dict[str, Any] = {
     "data.name": Name("data set", "jaxseg.data:DATASETS"),
     "data.version": Text(),
     "data.dir": Path(),
+    "data.orientation": Name("way for images to lie", "jaxseg.data.headers:ORIENTATIONS"),
     "data.batch_size": whole(1, 2**16),
     "data.eval_batch_size": whole(1, 2**16),
     "data.resize": Several(_SIDE, 2, 2, "(height, width) in pixels", or_none=True),

@@ -13,10 +13,11 @@ import numpy as np
 from jaxseg import config as configs
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import DataInfo
-from jaxseg.data.headers import kind_of
+from jaxseg.data.headers import ORIENTATIONS, SHOWN, STORED, kind_of
 from jaxseg.environment import check_environment
 from jaxseg.errors import UserError, shown
 from jaxseg.files import open_regular, replacing
+from jaxseg.lookup import lookup
 from jaxseg.process import one_line_errors, use_compile_cache
 from jaxseg.protocols import from_config
 from jaxseg.state import abstract_variables
@@ -37,11 +38,22 @@ class Predictor:
       mean, std: by which `jaxseg.step.normalise` makes images of uint8 what the network takes.
       info: names and colours of the classes.
       step: of the checkpoint.
+      orientation: 'shown' or 'stored', how images of its run lay where that was open, for `read_image`.
       size: (height, width) that images are brought to for the network, as its run was scored; None for their own.
     """
 
-    def __init__(self, model, variables, info: DataInfo, step: int, mean, std, size: tuple[int, int] | None = None):
-        self.info, self.step, self.size = info, step, size
+    def __init__(
+        self,
+        model,
+        variables,
+        info: DataInfo,
+        step: int,
+        mean,
+        std,
+        size: tuple[int, int] | None = None,
+        orientation: str = SHOWN,
+    ):
+        self.info, self.step, self.size, self.orientation = info, step, size, orientation
         self.model, self.variables = model, variables
         self.mean, self.std, self._fill = tuple(mean), tuple(std), fill_colour(mean)
 
@@ -140,21 +152,32 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predi
         variables = checkpoints.restore_variables(abstract_variables(model), kind, step)
     protocol = from_config(config.eval)
     size = protocol.size if protocol.name in ("resize", "resize_labels") else None
-    return Predictor(model, variables, info, step, config.data.mean, config.data.std, size)
+    orientation = ORIENTATIONS[config.data.orientation]
+    return Predictor(model, variables, info, step, config.data.mean, config.data.std, size, orientation)
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """An image file as uint8 `[H, W, 3]`, RGB, by the rules of `jaxseg.data.pictures`, turned as it is shown.
+def read_image(path: str | os.PathLike, orientation: str = SHOWN) -> np.ndarray:
+    """An image file as uint8 `[H, W, 3]`, RGB, by the rules of `jaxseg.data.pictures`.
+
+    Args:
+      path: of a JPEG, PNG, TIFF, WebP or BMP file.
+      orientation: 'shown': turned as EXIF or TIFF say that it is shown; 'stored': as its pixels lie.
 
     Raises:
-      UserError: it can't be read, is broken or cut short, is none of JPEG, PNG, TIFF, WebP and BMP, or has more pixels
-        than `JAXSEG_MAX_PIXELS` says.
+      UserError: it can't be read, is broken or cut short, is of another kind, or has more pixels than 2^28 or what the
+        environment variable JAXSEG_MAX_PIXELS says.
     """
+    return _read(path, orientation)[0]
+
+
+def _read(path: str | os.PathLike, orientation: str):
+    """The image, and the `Picture` that it was turned from."""
     from jaxseg.data import pictures
 
+    turn = lookup(ORIENTATIONS, orientation, "orientation of images") == SHOWN
     with pictures.named(path):
         picture = pictures.decode(pictures.read_file(path))
-    return pictures.turned(picture.pixels, picture.header.orientation)
+    return pictures.turned(picture.pixels, picture.header.orientation if turn else 1), picture
 
 
 def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray) -> None:
@@ -168,11 +191,18 @@ def write_palette_png(path: pathlib.Path, preds: np.ndarray, palette: np.ndarray
 
 
 def predict_files(
-    workdir: str, source: str, output: str, *, checkpoint: str = "best", window: int | None = None, log=print_line
+    workdir: str,
+    source: str,
+    output: str,
+    *,
+    checkpoint: str = "best",
+    window: int | None = None,
+    orientation: str = "",
+    log=print_line,
 ) -> int:
     """Predicts an image or every image of a folder; `NAME.png` and `NAME_overlay.png` go to `output`.
 
-    `window` is that of `Predictor.__call__`.
+    `window` is that of `Predictor.__call__`, `orientation` that of `read_image`, '' for the run's own.
 
     Returns:
       How many images were predicted; files that are no images are named and skipped.
@@ -184,6 +214,7 @@ def predict_files(
     from tqdm import tqdm
 
     from jaxseg import figures
+    from jaxseg.data import fitting
 
     source_path, output_path = pathlib.Path(source), pathlib.Path(output)
     if source_path.is_dir():
@@ -207,16 +238,20 @@ def predict_files(
     if predictor.size and window is None:
         height, width = predictor.size
         log(f"images are brought to {height}x{width}, as the run was scored; --window=0 for their own size")
-    written = 0
+    written, told, orientation = 0, [], orientation or predictor.orientation
     for path in tqdm(files, unit="image", disable=None):
         if path not in names:
             tqdm.write(f"{shown(path)} is no image that can be read: skipped", file=sys.stderr)
             continue
         try:
-            image, name = read_image(path), names[path]
+            image, picture = _read(path, orientation)
         except UserError as error:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
+        name = names[path]
+        way = orientation if picture.header.orientation > 1 else ""
+        told.append(fitting.facts(path.name, picture) | {"way": way})
+        del picture
         preds = predictor(image, window=window)
         info = predictor.info
         try:
@@ -229,6 +264,12 @@ def predict_files(
         written += 1
     if not written:
         raise UserError(f"--input={shown(source)} holds no image: JPEG, PNG, TIFF, WebP and BMP are read")
+    turned = [row for row in told if row["way"]]
+    if turned:
+        lie = "are turned as they are shown" if orientation == SHOWN else "are left as they are stored"
+        log(f"{len(turned)} images with an orientation (EXIF or TIFF) {lie}")
+    for line in fitting.remarks(told):
+        log(line)
     skipped = len(files) - written
     log(f"{written} images to {shown(output)}" + (f", {skipped} files skipped" if skipped else ""))
     return written
@@ -274,7 +315,11 @@ def _check_outputs(names: Mapping[pathlib.Path, str], folder: pathlib.Path) -> N
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
     keep_streams()
-    parser = argparse.ArgumentParser("python -m jaxseg.predict", description="A trained run on images of any size.")
+    parser = argparse.ArgumentParser(
+        "python -m jaxseg.predict",
+        description="A trained run on images: JPEG, PNG, TIFF, WebP and BMP files of at most 2^28 pixels, or what the "
+        "environment variable JAXSEG_MAX_PIXELS says. Of 16 bits the upper eight are taken, and alpha is left out.",
+    )
     parser.add_argument("--workdir", required=True, help="the run to use: the --workdir of its training")
     parser.add_argument("--input", required=True, help="an image, or a folder of images")
     parser.add_argument("--output", required=True, help="the folder for NAME.png (class indices) and NAME_overlay.png")
@@ -286,11 +331,25 @@ def main() -> None:
         f"brought to eval.size where the run was scored so, or else seen in windows of {WINDOW} where a side is longer "
         f"than {LARGE}",
     )
+    parser.add_argument(
+        "--orientation",
+        choices=(SHOWN, STORED),
+        default="",
+        help="shown: turned as EXIF or TIFF say; stored: as the pixels lie; by default as the run's data.orientation, "
+        "shown unless that is stored",
+    )
     args = parser.parse_args()
     with one_line_errors():
         check_environment()
         use_compile_cache()
-        predict_files(args.workdir, args.input, args.output, checkpoint=args.checkpoint, window=args.window)
+        predict_files(
+            args.workdir,
+            args.input,
+            args.output,
+            checkpoint=args.checkpoint,
+            window=args.window,
+            orientation=args.orientation,
+        )
 
 
 if __name__ == "__main__":

@@ -34,12 +34,13 @@ from jaxseg.writers import print_line
 
 NUM_EXAMPLES = 4  # images of the split whose predictions are kept to be drawn
 # What may be set anew for a finished run: no weight depends on it.
-OVERRIDES = ("data.dir", "data.version", "data.eval_batch_size")
+OVERRIDES = ("data.dir", "data.version", "data.orientation", "data.eval_batch_size")
 
 
 def open_data(config: ConfigDict) -> Dataset:
     """The data set of a config, prepared."""
-    return open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
+    data = config.data
+    return open_dataset(data.name, directory=data.dir, version=data.version, orientation=data.orientation)
 
 
 def open_to_score(config: ConfigDict, own: ConfigDict, info: DataInfo, split: str, content: str) -> Dataset:
@@ -58,7 +59,7 @@ def open_to_score(config: ConfigDict, own: ConfigDict, info: DataInfo, split: st
       UserError: there is no such split, or the data is not as it should be.
     """
     data = config.data
-    where = {"directory": data.dir, "version": data.version}
+    where = {"directory": data.dir, "version": data.version, "orientation": data.orientation}
     divided = Scoring(split, info, divided=True)
     if os.path.realpath(data.dir) == os.path.realpath(own.data.dir) or data.name != "folder":
         return open_dataset(data.name, **where, scoring=divided)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import one_error, rows, steps
+from image_bytes import png, tiff
 from PIL import Image
 
 import jaxseg
@@ -246,6 +247,23 @@ def test_names_that_are_no_utf8_are_predicted_and_what_is_no_file_is_skipped(fin
     assert sorted(os.listdir(os.fsencode(out))) == [b"caf\xe9.png", b"caf\xe9_overlay.png"]
     for name in ("fifo.png", "zero.jpg", "broken"):
         assert name in err
+
+
+def test_images_are_turned_as_shown_or_as_the_run_had_them_and_what_is_odd_is_said(finished_copy, tiny, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tif").write_bytes(tiff(an_image(40, 64), tags={274: [6]}))
+    (tmp_path / "in" / "b.png").write_bytes(png(np.full((20, 30), 4095), 16))
+
+    def run(out, **options):
+        lines = []
+        predict_files(str(finished_copy), str(tmp_path / "in"), str(tmp_path / out), log=lines.append, **options)
+        assert any(line.startswith("1 images with an orientation") for line in lines)
+        assert any("values 4095 to 4095" in line and "b.png" in line for line in lines)
+        with Image.open(tmp_path / out / "a.png") as mask:
+            return mask.size
+
+    assert run("shown") == (40, 64) and run("stored", orientation="stored") == (64, 40)
+    assert jaxseg.load(finished_copy).orientation == "shown"
 
 
 def test_one_image_will_do(photos, finished, tiny, tmp_path):

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from jaxseg import build
 from jaxseg.benchmark.measure import machine, num_cores, ratio
 from jaxseg.benchmark.peers import import_torch
-from jaxseg.data import Dataset, open_dataset, transforms
+from jaxseg.data import Dataset, transforms
+from jaxseg.score import open_data
 from jaxseg.step import create_mesh
 
 SECONDS = 5.0  # of a figure, at least
@@ -29,7 +30,7 @@ def measure(config: ConfigDict, *, rounds: int, against_torch: bool, log: Callab
     same work beside it, in turns: the same records through the same augmentation, with the same number of worker
     processes. Where the config has none it gets as many as there are cores, at most two: it has no threads.
     """
-    dataset = open_dataset(config.data.name, directory=config.data.dir, version=config.data.version)
+    dataset = open_data(config)
     data, cores = config.data, num_cores()
     processes = {"jaxseg": data.workers}
     if against_torch:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxseg.data.headers import ORIENTATIONS
 from jaxseg.data.info import VOID_COLOUR, DataInfo
 from jaxseg.data.layout import Scoring
 from jaxseg.errors import UserError
@@ -116,7 +117,13 @@ def default_split(name: str) -> str:
 
 
 def open_dataset(
-    name: str, *, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None
+    name: str,
+    *,
+    directory: str = "",
+    version: str = "",
+    orientation: str = "",
+    progress: bool = True,
+    scoring: Scoring | None = None,
 ) -> Dataset:
     """A data set, prepared on first use. What holds images beside what is read is said, unless `progress` is False.
 
@@ -124,6 +131,8 @@ def open_dataset(
       name: a key of `DATASETS`.
       directory: the folder with its files; '' where the data set fetches or makes them, or lies at its usual place.
       version: '' for the data set's default.
+      orientation: 'shown' or 'stored', how images lie that say an orientation and whose masks fit both ways, see
+        `jaxseg.data.fitting`; '': as shown, unless other masks say that it would be a guess.
       progress: whether preparing shows on standard error how far it is.
       scoring: of a finished run that is to be scored: only its split has to be there.
 
@@ -132,6 +141,7 @@ def open_dataset(
         needed, or a folder that cannot be written.
     """
     kind = _recipe(name)
+    lookup(ORIENTATIONS, orientation, "orientation of images")
     from jaxseg.data.builder import prepare, prepared_at
     from jaxseg.data.progress import say
     from jaxseg.data.source import read_notes
@@ -141,13 +151,17 @@ def open_dataset(
         # What the run was trained on is prepared already, with all its splits.
         with contextlib.suppress(UserError):
             whole = kind(directory, version, False)
+            whole.orientation = orientation
             same = (whole.info.class_names, whole.info.values) == (scoring.info.class_names, scoring.info.values)
             recipe = whole if same and prepared_at(whole).is_dir() else None
     recipe = recipe or kind(directory, version, progress, scoring)
+    recipe.orientation = orientation
     if recipe.left_out:
         say(f"{name} at {recipe.origin}, not used: {recipe.left_out}", progress)
     path = str(prepare(recipe, progress))
     notes = read_notes(path)
+    for line in [] if recipe.remarked else notes["remarks"]:
+        say(f"{name}: {line}", progress)
     lengths = {split: len(rows) for split, rows in notes["sizes"].items()}
     needed = (scoring.split,) if scoring else (recipe.train_split, recipe.eval_split)
     if scoring:

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
+from jaxseg.data.fitting import check_orientation, remarks
 from jaxseg.data.layout import data_root
 from jaxseg.data.progress import bar, counted, say
 from jaxseg.data.recipe import Recipe, check_labels, encode_labels
@@ -39,7 +40,7 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
 
     name = "jaxseg"
     # To be raised when records or metadata change their form: everything is then prepared anew.
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     # tfds would look beside this file for checksums of downloads, by way of a package it does not declare.
     code_path = None
 
@@ -47,7 +48,8 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
         self._recipe, self._counter = recipe, counter
         # Of each split, see `source.read_notes`; filled while the records are written.
         self._notes: dict[str, dict[str, Any]] = {"sizes": {}, "contents": {}, "pixels": {}}
-        config = tfds.core.BuilderConfig(name=f"{recipe.key}-{recipe.fingerprint}")
+        self._remarks: list[str] = []
+        config = tfds.core.BuilderConfig(name=_config_name(recipe))
         super().__init__(data_dir=str(root), config=config, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -61,7 +63,9 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
                     "id": tfds.features.Text(),
                 }
             ),
-            metadata=tfds.core.MetadataDict(origin=self._recipe.origin, key=self._recipe.key, **self._notes),
+            metadata=tfds.core.MetadataDict(
+                origin=self._recipe.origin, key=self._recipe.key, remarks=self._remarks, **self._notes
+            ),
             # The records keep the order of the lists.
             disable_shuffling=True,
         )
@@ -84,6 +88,8 @@ class SegmentationRecords(tfds.core.GeneratorBasedBuilder):
         noted = {"sizes": sizes, "contents": content.hexdigest()[:12], "pixels": pixels.tolist()}
         for name, value in noted.items():
             self._notes[name][split] = value
+        check_orientation(self._recipe.facts, self._recipe.orientation)
+        self._remarks[:] = remarks(self._recipe.facts)
 
 
 def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple]:
@@ -110,10 +116,14 @@ def _read_ahead(recipe: Recipe, items: Sequence[Any]) -> Iterator[tuple]:
             yield from pool.map(read, chunk)
 
 
+def _config_name(recipe: Recipe) -> str:
+    return "-".join(filter(None, (recipe.key, recipe.orientation, recipe.fingerprint)))
+
+
 def prepared_at(recipe: Recipe) -> Path:
     """The folder of the records of `recipe`, whether they are there or not."""
     # What tfds makes of a builder's name, its config's name and its version.
-    folder = f"{recipe.key}-{recipe.fingerprint}"
+    folder = _config_name(recipe)
     return data_root() / SegmentationRecords.name / folder / str(SegmentationRecords.VERSION)
 
 

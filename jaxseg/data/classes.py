@@ -30,7 +30,7 @@ class Classes:
 
     Attributes:
       info: names and colours.
-      table: label, 255 for what counts nowhere, by value; values are those of `look.read_values`.
+      table: label, 255 for what counts nowhere, by value; values are those of `readings.values_of`.
       kind: what the masks hold, in words.
       path: of the file that says so, or would.
     """
@@ -121,6 +121,24 @@ def read_classes(folder: Path, values: set[int], run: DataInfo | None = None) ->
         )
     to_run = {_IGNORE: _IGNORE} | {i: run.class_names.index(name) for i, name in enumerate(own.info.class_names)}
     return replace(own, info=run, table={value: to_run[label] for value, label in own.table.items()})
+
+
+def meanings(folder: Path, run: DataInfo | None = None) -> tuple[dict[int, int], dict[int, int]]:
+    """The label, 255 for what counts nowhere, of the numbers and of the colours that the folder's `classes.yaml` names,
+    or where it names no classes those of a `run`; colours are red * 65536 + green * 256 + blue.
+
+    Raises:
+      UserError: `classes.yaml` is not as it should be.
+    """
+    said = _read(folder / CLASSES)
+    table = dict(run.values) if run and said.keys() <= {"ignore"} else {}
+    colours = said.get("colours", {})
+    names = said.get("names", dict(enumerate(colours)))
+    for index, label in enumerate(sorted(names)):
+        table |= {label: index} | ({_value(colours[names[label]]): index} if colours else {})
+    table |= {_value(v) if isinstance(v, tuple) else v: _IGNORE for v in said.get("ignore", ())}
+    numbers = {value: label for value, label in table.items() if value >= 0}
+    return numbers, {-1 - value: label for value, label in table.items() if value < 0}
 
 
 def _own(folder: Path, path: Path, said: Mapping[str, Any], values: set[int], least: int = 2) -> Classes:

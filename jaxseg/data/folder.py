@@ -10,13 +10,20 @@ A split's folder is train or training; val, valid or validation; test or testing
 that is refused. Whatever else holds images is left out and said, and so are a test split without masks and links to
 nothing. Names are compared in Unicode's composed form (NFC); bytes that are no UTF-8 are shown and kept as escapes.
 
-Images are JPEG, PNG or TIFF, grey or colour. Of 16 bits the upper eight are taken, value // 256 (in a colour TIFF
-value / 257, rounded), as `predict` takes them: an image that uses the lower bits alone is nearly black and has to be
-scaled up before. Masks are PNG:
+Images are JPEG, PNG, TIFF, WebP or BMP, grey or colour, and `predict` takes them by the same rules, which are those of
+`jaxseg.data.pictures` and `jaxseg.data.fitting`: of 16 bits the upper eight, value // 256 (an image that uses the lower
+bits alone is nearly black, which is said); colours without their alpha; turned as EXIF or TIFF say where the mask has
+that size or both (--config.data.orientation=stored for those that fit both ways).
 
-- class indices, of mode 1, L or P;
-- 0 and 255 in all masks, unless classes.yaml says which label is ignored: 255 is then class 1;
-- colours, with the table of `DIR/classes.yaml`.
+Masks are PNG, TIFF or BMP, by the rules of `jaxseg.data.masks` and `jaxseg.data.readings`:
+
+- class indices, grey or indexed, of any depth, by value;
+- 0 and 255 in all masks, unless classes.yaml says which label is ignored: 255 is then class 1, and so is the white of
+  masks of 1 bit among them;
+- colours, with the table of `DIR/classes.yaml`; then of indexed masks the palette's colours count, where all of them
+  are in the table.
+
+No image or mask may have more pixels than 2^28, or what the environment variable JAXSEG_MAX_PIXELS says.
 
 classes.yaml; every line may be left out, and the file:
 
@@ -39,14 +46,16 @@ import numpy as np
 
 from jaxseg.data.info import DataInfo
 from jaxseg.data.layout import Pair, Scoring, brief
-from jaxseg.data.look import look, read_values
+from jaxseg.data.look import look
+from jaxseg.data.pictures import named
 from jaxseg.data.progress import say
-from jaxseg.data.recipe import Recipe, read_image
+from jaxseg.data.readings import values_of
+from jaxseg.data.recipe import FolderRecipe, read_image, read_mask
 from jaxseg.errors import UserError, shown
 from jaxseg.streams import keep_streams
 
 
-class Folder(Recipe):
+class Folder(FolderRecipe):
     """A folder of images and masks, see the module's text. It says what it found before anything is prepared.
 
     Version 'leave_out' goes on without the files that have no partner or can't be read; '' refuses to. Whatever else
@@ -57,6 +66,8 @@ class Folder(Recipe):
       UserError: no folder, another layout, a classes.yaml or values in masks that are not as they should be, files
         without a partner or broken, or too few pairs.
     """
+
+    remarked = True
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         if version not in ("", "leave_out"):
@@ -88,7 +99,12 @@ class Folder(Recipe):
 
     def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
         """See `Recipe.read`."""
-        return item.id, read_image(item.image)[0], self._found.classes.labels_of(read_values(item.labels), item.labels)
+        data, picture = read_image(item.image)
+        mask = read_mask(item.labels)
+        with named(item.labels, "cannot use"):
+            values = values_of(mask, self._found.seen[item.labels]["reading"])
+        labels = self._found.classes.labels_of(values, item.labels)
+        return item.id, *self.fitted(item, data, picture, labels, mask.header)
 
 
 def report(directory: str) -> str:

@@ -15,6 +15,8 @@ from jaxseg.errors import UserError, shown
 KINDS = "JPEG, PNG, TIFF, WebP and BMP"
 MOST_PIXELS = 2**28  # of an image or a mask, 16,384 x 16,384; a picture of as many takes 0.8 GB
 SWITCH = "JAXSEG_MAX_PIXELS"  # the environment variable that sets another number
+SHOWN, STORED = "shown", "stored"
+ORIENTATIONS = {"": SHOWN, SHOWN: SHOWN, STORED: STORED}  # what data.orientation may be, see `fitting`
 _CEILING = 2**30  # OpenCV decodes no larger ones
 _ORIENTATION = 274
 # Of TIFF what decides how samples become pixels.
@@ -112,6 +114,11 @@ def read_header(data: bytes) -> Header:
             f"are decoded: cut it into parts, or set the environment variable {SWITCH} to a number up to {_CEILING}"
         )
     return header
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """The orientation of a JPEG that was checked before; 1 of all else."""
+    return _jpeg(data).orientation if data[:3] == b"\xff\xd8\xff" else 1
 
 
 def _exif(block: bytes, offset: int) -> dict:

@@ -4,24 +4,29 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-from jaxseg.data.classes import CLASSES, Classes, read_classes
+from jaxseg.data.classes import CLASSES, Classes, meanings, read_classes
+from jaxseg.data.fitting import facts, fit, remarks
+from jaxseg.data.headers import most_pixels
+from jaxseg.data.info import DataInfo
 from jaxseg.data.layout import Pair, Scoring, brief, data_root, divide, fingerprint_of, folder_of, unused
+from jaxseg.data.masks import count_values
+from jaxseg.data.pictures import named
 from jaxseg.data.progress import bar, counted
-from jaxseg.data.recipe import LABEL_MODES, read_image, read_pixels
+from jaxseg.data.readings import colour_of, settle, value_of
+from jaxseg.data.recipe import read_image, read_mask
 from jaxseg.data.splits import find_splits
 from jaxseg.errors import UserError, shown
 from jaxseg.files import replacing
 
 _MOST_VALUES = 300  # of a mask that are looked at: more than there can be classes
 _SHOWN = 20  # faults that are listed
+_FORM = 2  # of what is kept of the files; to be raised when it changes
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,10 @@ class Found:
         layout, a test split without masks.
       classes: names, colours, and the label of every value in the masks.
       divided: whether `val` is a share of what lay together.
-      seen: of every mask, `seen[pair.labels]`: `size` [height, width]; `values` [value, pixels], from the most frequent
-        on; `largest`, of the image's values where they have 16 bits, else 0.
+      seen: of every mask, `seen[pair.labels]`: `size` [height, width]; `kind` and `bits`, see `masks.Mask`; `rows`
+        [number, colour, pixels], from the most frequent on; `reading`, see `readings`, and by it `values` [value,
+        pixels]; `facts` of the image, see `fitting`.
+      notes: lines on how masks are read.
       fingerprint: of its files.
     """
 
@@ -48,6 +55,7 @@ class Found:
     classes: Classes
     divided: bool
     seen: dict[Path, dict[str, Any]]
+    notes: list[str]
     fingerprint: str
 
     def used(self) -> list[tuple[Pair, dict[str, Any]]]:
@@ -72,13 +80,8 @@ class Found:
         sizes = Counter("x".join(map(str, seen["size"])) for _, seen in used).most_common()
         more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
         lines.append("sizes (height x width): " + ", ".join(f"{size} ({number})" for size, number in sizes[:5]) + more)
-        deep = [seen["largest"] for _, seen in used if seen["largest"]]
-        if deep:
-            lines.append(
-                f"{len(deep)} images of 16 bits, values up to {max(deep)}, which become 0 to {max(deep) // 256}"
-                + ("; that is nearly black: scale them up" if max(deep) < 16384 else "")
-            )
-        lines.append(f"masks: {classes.kind}")
+        lines += remarks([seen["facts"] for _, seen in used])
+        lines += [f"masks: {classes.kind}", *self.notes]
         pixels, images = Counter(), Counter()
         for _, seen in used:
             labels = Counter()
@@ -147,6 +150,7 @@ def look(directory: str, scoring: Scoring | None = None) -> Found:
     left_out += [f"not used: {beside}"] if beside and not scoring else []
     left_out += [f"{file} is not read: its name must be {CLASSES}" for file in _misnamed(folder)]
     run = scoring.info if scoring else None
+    notes = _read_alike({p.labels: seen[p.labels] for p in pairs}, folder, run)
     classes = read_classes(folder, {value for p in pairs for value, _ in seen[p.labels]["values"]}, run)
     files = {path for pair in pairs for path in (pair.image, pair.labels)}
     listing = folder / CLASSES
@@ -155,7 +159,7 @@ def look(directory: str, scoring: Scoring | None = None) -> Found:
         # What the run makes of the same files may be another thing.
         as_run = repr((fingerprint, scoring.split, classes.info.class_names, sorted(classes.table.items())))
         fingerprint = hashlib.sha256(as_run.encode()).hexdigest()[:12]
-    return Found(folder, splits, faults, left_out, classes, there.divided, seen, fingerprint)
+    return Found(folder, splits, faults, left_out, classes, there.divided, seen, notes, fingerprint)
 
 
 def _misnamed(folder: Path) -> list[str]:
@@ -166,11 +170,22 @@ def _other_name(name: str) -> bool:
     return name != CLASSES and name.lower() in (CLASSES, "classes.yml", "classes.yaml.txt")
 
 
+def _read_alike(masks: Mapping[Path, dict[str, Any]], folder: Path, run: DataInfo | None) -> list[str]:
+    """Decides how the masks of a folder are read, adds to each its `reading` and `values`, and returns what is said."""
+    numbers, colours = meanings(folder, run)
+    chosen, notes = settle(masks, numbers, colours, folder / CLASSES)
+    for path, mask in masks.items():
+        mask["reading"] = how = chosen[path]
+        mask["values"] = [(value_of(mask, number, colour, how), count) for number, colour, count in mask["rows"]]
+    return notes
+
+
 def _seen(folder: Path, pairs: list[Pair], fingerprint: str) -> dict[Path, dict[str, Any]]:
-    kept = data_root() / "jaxseg" / f"folder_seen-{fingerprint}.json"
+    # What is too large with one limit is not with another.
+    kept = data_root() / "jaxseg" / f"folder_seen-{fingerprint}-{_FORM}-{most_pixels()}.json"
     with contextlib.suppress(OSError, ValueError):
         return dict(zip((pair.labels for pair in pairs), json.loads(kept.read_text()), strict=True))
-    with bar(len(pairs), f"looking through {folder}", " pairs") as counter, ThreadPoolExecutor() as pool:
+    with bar(len(pairs), f"looking through {shown(folder)}", " pairs") as counter, ThreadPoolExecutor() as pool:
         rows = list(counted(pool.map(_see, pairs), counter))
     # Where it can't be written, preparing says so.
     with contextlib.suppress(OSError):
@@ -182,30 +197,17 @@ def _seen(folder: Path, pairs: list[Pair], fingerprint: str) -> dict[Path, dict[
 
 def _see(pair: Pair) -> dict[str, Any]:
     try:
-        _, size = read_image(pair.image)
-        values = read_values(pair.labels)
+        _, picture = read_image(pair.image)
+        mask = read_mask(pair.labels)
+        with named(pair.labels, "cannot use"):
+            way = fit(picture.header, mask.header, "", pair.image)
     except UserError as error:
         return {"fault": str(error).rstrip(".")}
-    if values.shape != size:
-        shape = "x".join(map(str, values.shape))
-        return {"fault": f"{pair.labels} is {shape} (height x width) and its image {pair.image} {size[0]}x{size[1]}"}
-    largest = 0
-    if pair.image.suffix.lower() not in (".jpg", ".jpeg"):
-        pixels = cv2.imdecode(np.fromfile(pair.image, np.uint8), cv2.IMREAD_UNCHANGED)
-        largest = int(pixels.max()) if pixels is not None and pixels.dtype == np.uint16 else 0
-    counts = Counter(dict(zip(*(array.tolist() for array in np.unique(values, return_counts=True)), strict=True)))
-    return {"size": size, "values": counts.most_common(_MOST_VALUES), "largest": largest}
-
-
-def read_values(path: Path) -> np.ndarray:
-    """int32 [H, W]: the labels of a mask as they lie in it, or its colours as -(1 + red * 65536 + green * 256 + blue).
-
-    Raises:
-      UserError: it can't be read or holds neither.
-    """
-    mode, pixels = read_pixels(path)
-    if mode in LABEL_MODES:
-        return pixels.astype(np.int32)
-    if mode in ("RGB", "RGBA"):
-        return -1 - (pixels[..., :3].astype(np.int32) @ np.array([65536, 256, 1], np.int32))
-    raise UserError(f"{path} is an image of mode {mode}; a mask is an 8-bit PNG of labels or of RGB colours.")
+    counts = count_values(mask.values)[:_MOST_VALUES]
+    return {
+        "size": picture.header.shown_size if way.image else picture.header.size,
+        "kind": mask.kind,
+        "bits": mask.bits,
+        "rows": [(number, colour_of(mask, number), count) for number, count in counts],
+        "facts": facts(pair.id, picture, way.sizes),
+    }

@@ -55,6 +55,8 @@ class LoveDA(FolderRecipe):
       UserError: an unknown version, no folder, or images or masks that are missing.
     """
 
+    indices_are_classes = False  # 0 is no data, 1 the first class
+
     @classmethod
     def info_of(cls, version: str, directory: str) -> DataInfo:
         """See `Recipe.info_of`."""

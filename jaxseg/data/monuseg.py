@@ -22,6 +22,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from jaxseg.data.fitting import encode_png, facts, fit, kept
+from jaxseg.data.headers import ORIENTATIONS, SHOWN, read_header
 from jaxseg.data.info import DataInfo
 from jaxseg.data.layout import (
     IMAGE_SUFFIXES,
@@ -34,9 +36,12 @@ from jaxseg.data.layout import (
     folder_of,
     unused,
 )
+from jaxseg.data.masks import COLOURS, PALETTE, Mask, count_values
+from jaxseg.data.pictures import named, read_file
 from jaxseg.data.polygons import draw, read_polygons
 from jaxseg.data.progress import say
-from jaxseg.data.recipe import Recipe, encode_png, read_image, read_labels
+from jaxseg.data.readings import colour_of
+from jaxseg.data.recipe import FolderRecipe, read_image, read_mask
 from jaxseg.data.source import decode_image
 from jaxseg.errors import UserError, shown
 from jaxseg.lookup import lookup
@@ -64,7 +69,7 @@ class Part(Pair):
     left: int = -1
 
 
-class MoNuSeg(Recipe):
+class MoNuSeg(FolderRecipe):
     """Patches of 256x256 every 128 pixels in `train`, `val`, `test`; whole images in `train_images` and the like.
 
     By patch there are no `val_images`: every image has patches in `train`. Without test images, or without any
@@ -141,7 +146,7 @@ class MoNuSeg(Recipe):
     def _patches(self, pairs: Sequence[Pair]) -> list[Part]:
         patches = []
         for pair in pairs:
-            _, (height, width) = read_image(pair.image)
+            height, width = self._size(pair)
             if min(height, width) < PATCH:
                 raise UserError(
                     f"{shown(pair.image)} is {height}x{width}: at least {PATCH}x{PATCH} are due, the size of a patch."
@@ -149,6 +154,16 @@ class MoNuSeg(Recipe):
             tops, lefts = range(0, height - PATCH + 1, STRIDE), range(0, width - PATCH + 1, STRIDE)
             patches += [Part(**vars(pair), top=top, left=left) for top in tops for left in lefts]
         return patches
+
+    def _size(self, pair: Pair) -> tuple[int, int]:
+        """(height, width) of an image as it will lie."""
+        with named(pair.image):
+            image = read_header(read_file(pair.image))
+        turn = ORIENTATIONS[self.orientation] == SHOWN
+        if pair.labels.suffix.lower() != ".xml":
+            with named(pair.labels, "cannot use"):
+                turn = fit(image, read_header(read_file(pair.labels)), self.orientation, pair.image).image
+        return image.shown_size if turn else image.size
 
     def read(self, item: Part) -> tuple[str, bytes, np.ndarray]:
         """See `Recipe.read`; the id of a patch is `<image>_y<top>_x<left>`."""
@@ -164,20 +179,35 @@ class MoNuSeg(Recipe):
         return f"{item.id}_y{item.top}_x{item.left}", patch, np.ascontiguousarray(labels[window])
 
     def _whole(self, pair: Pair) -> tuple[bytes, np.ndarray, np.ndarray]:
-        data, size = read_image(pair.image)
+        data, picture = read_image(pair.image)
         if pair.labels.suffix.lower() == ".xml":
+            size = self._size(pair)
             polygons, notes = read_polygons(pair.labels, size)
             for note in notes:
                 say(f"{shown(pair.labels)}: {note}", self._progress)
             labels = draw(polygons, size, full=self._full)
+            self.facts.append(facts(pair.id, picture))
+            kept_data = kept(data, picture, ORIENTATIONS[self.orientation] == SHOWN)
         else:
-            labels = (read_labels(pair.labels) > 0).astype(np.uint8)
-            if labels.shape != size:
-                raise UserError(
-                    f"{shown(pair.labels)} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image "
-                    f"{shown(pair.image)} is {size[0]}x{size[1]}: a mask must have its image's size"
-                )
-        return data, decode_image(data), labels
+            mask = read_mask(pair.labels)
+            with named(pair.labels, "cannot use"):
+                nuclei = _nuclei(mask)
+            kept_data, labels = self.fitted(pair, data, picture, nuclei, mask.header)
+        return kept_data, decode_image(kept_data), labels
+
+
+def _nuclei(mask: Mask) -> np.ndarray:
+    """uint8 [H, W], 1 where a grey or indexed mask is not black.
+
+    Raises:
+      ValueError: it holds colours, or the palette shows index 0 as anything but black, or another index as black.
+    """
+    if mask.kind == COLOURS:
+        raise ValueError("it holds colours; save it as grey PNG, 0 for the background")
+    for index, _ in count_values(mask.values) if mask.kind == PALETTE else ():
+        if (colour_of(mask, index) == 0) != (index == 0):
+            raise ValueError(f"its palette contradicts its index {index}: save it as grey PNG, 0 for the background")
+    return (mask.values > 0).astype(np.uint8)
 
 
 def _tenth(items: Sequence[T]) -> list[list[T]]:

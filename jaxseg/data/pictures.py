@@ -12,7 +12,9 @@ import contextlib
 import io
 import struct
 import threading
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -30,6 +32,8 @@ OPENERS = {
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
+# Of broken EXIF and TIFF tags, on standard error; what matters of them is read in `headers`.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _LARGE = 2**25  # pixels; of larger pictures one is decoded at a time, however many threads there are
 _one_at_a_time = threading.Lock()
 
@@ -39,13 +43,13 @@ class Picture:
     """A decoded image.
 
     Attributes:
-      pixels: uint8 [H, W, 3] RGB, as they lie in the file.
+      pixels: uint8 [H, W, 3] RGB, as they lie in the file; None where they were not asked for.
       header: of the file.
       span: the least and the largest value of a file of 16 bits, else ().
       transparent: whether an alpha channel was left out that was not opaque everywhere.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     header: Header
     span: tuple[int, int] | tuple[()] = ()
     transparent: bool = False
@@ -62,7 +66,7 @@ def read_file(path) -> bytes:
 
 
 @contextlib.contextmanager
-def named(path, what: str = "cannot decode"):
+def named(path, what: str = "cannot decode") -> Iterator[None]:
     """Within it a `ValueError` that says what is wrong with a file becomes a `UserError` that names it."""
     try:
         yield
@@ -75,7 +79,20 @@ def named(path, what: str = "cannot decode"):
 
 
 def decode(data: bytes) -> Picture:
-    """An image file's bytes as a picture.
+    """An image file's bytes as a picture, whole.
+
+    Raises:
+      ValueError: see `examine`.
+    """
+    picture = examine(data)
+    if picture.pixels is not None:
+        return picture
+    with _one_of_the_large(picture.header):
+        return replace(picture, pixels=decode_trusted(data))
+
+
+def examine(data: bytes) -> Picture:
+    """An image file's bytes as a picture, `pixels` left out where `decode_trusted(data)` gives them.
 
     The whole file is checked: OpenCV fills up a truncated JPEG, and compares no checksum of a PNG, without a word.
 
@@ -83,20 +100,20 @@ def decode(data: bytes) -> Picture:
       ValueError: it is broken, cut short, of a kind that is not read, or has more pixels than `most_pixels()`.
     """
     header = read_header(data)
-    with _one_at_a_time if header.width * header.height > _LARGE else contextlib.nullcontext():
-        return _decode(data, header)
+    with _one_of_the_large(header):
+        if header.kind == "TIFF":
+            return _tiff(data, header)
+        if header.kind == "PNG":
+            check_png_pixels(data, header)
+        else:
+            load(data, header)
+        if header.kind in ("PNG", "WebP") and (header.alpha or header.bits == 16):
+            return _picture(opencv(data, cv2.IMREAD_UNCHANGED), header)
+        return Picture(None, header)
 
 
-def _decode(data: bytes, header: Header) -> Picture:
-    if header.kind == "TIFF":
-        return _tiff(data, header)
-    if header.kind == "PNG":
-        check_png_pixels(data, header)
-    else:
-        load(data, header)
-    if header.kind != "JPEG" and (header.alpha or (header.bits == 16 and header.kind == "PNG")):
-        return _picture(opencv(data, cv2.IMREAD_UNCHANGED), header)
-    return Picture(decode_trusted(data), header)
+def _one_of_the_large(header: Header):
+    return _one_at_a_time if header.width * header.height > _LARGE else contextlib.nullcontext()
 
 
 def decode_trusted(data: bytes) -> np.ndarray:

@@ -1,19 +1,24 @@
 """What a data set has to say of itself so that `jaxseg.data.open_dataset` can prepare it."""
 
+import functools
 import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from jaxseg.data import fitting
+from jaxseg.data.headers import Header, most_pixels
 from jaxseg.data.info import DataInfo
 from jaxseg.data.layout import Pair, Scoring
-from jaxseg.errors import UserError
-
-LABEL_MODES = ("P", "L", "1")  # Pillow's modes of images that hold a label per pixel
+from jaxseg.data.masks import COLOURS, GREY, PALETTE, Mask, count_values, decode_mask, packed
+from jaxseg.data.pictures import Picture, examine, named, read_file, turned
+from jaxseg.data.readings import colour_of, shade_of
+from jaxseg.errors import UserError, shown
 
 
 class Recipe:
@@ -26,6 +31,8 @@ class Recipe:
       origin: where the data comes from, for messages.
       fingerprint: changes when what is to be prepared changes.
       left_out: what holds images and is not used, in words; '' where nothing is.
+      orientation: how images lie whose masks fit both ways, see `fitting`; set after it is made.
+      remarked: whether what is to be said of images was said when it was made.
     """
 
     info: DataInfo
@@ -35,6 +42,13 @@ class Recipe:
     origin: str
     fingerprint: str
     left_out: str = ""
+    orientation: str = ""
+    remarked = False
+
+    @functools.cached_property
+    def facts(self) -> list[dict[str, Any]]:
+        """Of every image that was read, see `fitting.facts`."""
+        return []
 
     def __init__(self, directory: str = "", version: str = "", progress: bool = True, scoring: Scoring | None = None):
         raise NotImplementedError
@@ -61,100 +75,144 @@ class Recipe:
 
 
 class FolderRecipe(Recipe):
-    """A recipe whose items are pairs of files."""
+    """A recipe whose items are pairs of files.
+
+    Attributes:
+      indices_are_classes: whether a mask's numbers are those of `info`'s classes, so that an indexed mask whose palette
+        shows a class's colour under another's number is refused.
+    """
+
+    indices_are_classes = True
 
     def read(self, item: Pair) -> tuple[str, bytes, np.ndarray]:
         """See `Recipe.read`."""
-        data, (height, width) = read_image(item.image)
-        labels = read_labels(item.labels)
-        if labels.shape != (height, width):
-            raise UserError(
-                f"{item.labels} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {item.image} is "
-                f"{height}x{width}: a mask must have its image's size; make the mask anew or leave the pair out."
-            )
-        return item.id, data, labels
+        data, picture = read_image(item.image)
+        if item.labels.suffix == ".mat":
+            labels, header = _read_sbd(item.labels)
+        else:
+            mask = read_mask(item.labels)
+            palette = self.info.palette if self.indices_are_classes else None
+            with named(item.labels, "cannot use"):
+                labels, header = indices_of(mask, palette), mask.header
+        return item.id, *self.fitted(item, data, picture, labels, header)
+
+    def fitted(
+        self, item: Pair, data: bytes, picture: Picture, labels: np.ndarray, header: Header
+    ) -> tuple[bytes, np.ndarray]:
+        """An image's bytes and its labels, both turned as `fitting` says; what is to be said of it comes to `facts`.
+
+        Raises:
+          UserError: they are of two sizes.
+        """
+        with named(item.labels, "cannot use"):
+            way = fitting.fit(picture.header, header, self.orientation, item.image)
+        self.facts.append(fitting.facts(item.id, picture, way.sizes))
+        kept = fitting.kept(data, picture, way.image)
+        return kept, turned(labels, header.orientation) if way.mask else np.ascontiguousarray(labels)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-
-
-def read_image(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of a JPEG or PNG file, or a TIFF file's pixels as PNG, and its (height, width).
-
-    The whole image is decoded to be sure of it: OpenCV fills up a truncated JPEG without a word.
-
-    Raises:
-      UserError: the file cannot be read, is broken, or is neither JPEG, PNG nor TIFF.
-    """
-    data = _read_bytes(path)
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        # Pillow knows fewer kinds of it, none of 16-bit colours among them. What OpenCV would write to standard error
-        # about a broken file our own error says.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if pixels is None:
-            raise UserError(
-                f"cannot decode {path}; the TIFF file is broken, cut short or of more than 16 bits a channel: get it "
-                "anew or save it as PNG."
-            )
-        return encode_png(pixels), pixels.shape[:2]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            kind, (width, height) = image.format, image.size
-    except Exception as error:
-        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
-    # MPO: several pictures in one JPEG file, as some cameras write it; every reader takes the first.
-    if kind not in ("JPEG", "MPO", "PNG"):
-        raise UserError(f"{path} is a {kind} file; images must be JPEG, PNG or TIFF.")
-    return data, (height, width)
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """The label of every pixel, uint8 [H, W], from a grey or palette image of up to 8 bits or SBD's `.mat` file.
+def read_image(path: Path) -> tuple[bytes, Picture]:
+    """The bytes of an image file and what they are, the whole file having been checked.
 
     Raises:
-      UserError: the file cannot be read, is broken, or holds colours instead of labels.
+      UserError: the file cannot be read, is broken or cut short, is none of JPEG, PNG, TIFF, WebP and BMP, or has more
+        pixels than `headers.most_pixels()`.
     """
-    if path.suffix == ".mat":
-        return _read_sbd(path, _read_bytes(path))
-    mode, labels = read_pixels(path)
-    if mode not in LABEL_MODES:
-        raise UserError(
-            f"{path} is an image of mode {mode}; a mask holds one class index per pixel: an 8-bit grey or palette PNG "
-            "(mode L or P). Turn the colours into class indices first."
+    data = read_file(path)
+    with named(path):
+        return data, examine(data)
+
+
+def read_mask(path: Path) -> Mask:
+    """A mask file's numbers or colours.
+
+    Raises:
+      UserError: the file cannot be read, is broken or cut short, or is no mask that has one meaning.
+    """
+    data = read_file(path)
+    with named(path):
+        return decode_mask(data)
+
+
+def indices_of(mask: Mask, palette: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [H, W]: the class indices of a mask of a data set whose labels are given.
+
+    Args:
+      mask: grey or indexed.
+      palette: uint8 [classes, 3], the colours of the classes by index, to compare an indexed mask's with; None: not.
+
+    Raises:
+      ValueError: it holds colours, numbers beyond 255, greys of fewer than 8 bits, which may be shades, or a palette
+        that shows a class's colour under another's index.
+    """
+    if mask.kind == COLOURS:
+        raise ValueError(
+            "it holds colours; a mask holds one class index per pixel: an 8-bit grey or indexed PNG. Turn the colours "
+            "into class indices first"
         )
-    return labels.astype(np.uint8, copy=False)
+    most = int(mask.values.max())
+    if most > 255:
+        raise ValueError(f"it has label {most}, and labels are 0 to 255")
+    if mask.kind == GREY and mask.bits < 8 and most:
+        raise ValueError(
+            f"it is grey of {mask.bits} bits, whose {most} may be meant as {most} or as the shade that is "
+            f"{shade_of(most, mask.bits, 8)} of 8 bits: save it with 8 bits"
+        )
+    if mask.kind == PALETTE and palette is not None:
+        classes = {colour: index for index, colour in enumerate(packed(palette).tolist())}
+        for index, _ in count_values(mask.values):
+            shown_as = classes.get(colour_of(mask, index), index)
+            if shown_as != index:
+                raise ValueError(
+                    f"its palette shows index {index} in the colour of class {shown_as}, so one of the two is wrong: "
+                    "save it as grey PNG of labels"
+                )
+    return mask.values.astype(np.uint8)
 
 
-def read_pixels(path: Path) -> tuple[str, np.ndarray]:
-    """Pillow's mode of an image file and its pixels as they lie in it: of mode P the indices, of mode 1 booleans.
-
-    Raises:
-      UserError: the file cannot be read or is broken.
-    """
-    data = _read_bytes(path)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            # OpenCV would turn the indices of mode P into colours.
-            return image.mode, np.array(image)
-    except Exception as error:
-        raise UserError(f"cannot decode {path}: {error}; the file is broken or cut short: get it anew.") from error
-
-
-def _read_sbd(path: Path, data: bytes) -> np.ndarray:
+def _read_sbd(path: Path) -> tuple[np.ndarray, Header]:
     import scipy.io
 
-    try:
-        labels = scipy.io.loadmat(io.BytesIO(data))["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:
-        raise UserError(f"cannot read the labels of {path}: {error}; the file is broken: get it anew.") from error
-    return np.ascontiguousarray(labels, np.uint8)
+    data = read_file(path)
+    with named(path, "cannot read the labels of"):
+        _check_mat(data)
+        try:
+            labels = np.asarray(scipy.io.loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"])
+            labels = np.asarray(labels["Segmentation"][0, 0])
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{shown(error)}; the file is broken: get it again") from error
+        if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "uif":
+            raise ValueError(f"GTcls.Segmentation is {labels.dtype} {list(labels.shape)}, not numbers [H, W]")
+        if not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
+            raise ValueError("its labels are no whole numbers")
+        if labels.min() < 0 or labels.max() > 255:
+            raise ValueError(f"its labels go from {labels.min()} to {labels.max()}: they must be 0 to 255")
+        height, width = labels.shape
+        return np.ascontiguousarray(labels, np.uint8), Header("MAT", width, height)
+
+
+def _check_mat(data: bytes) -> None:
+    """Refuses a MATLAB file whose compressed parts unpack to more than the largest mask.
+
+    Raises:
+      ValueError: they do.
+    """
+    most, place = 8 * most_pixels(), 128
+    while place + 8 <= len(data):
+        kind, length = struct.unpack_from("<II", data, place)
+        if kind == 15:
+            stream, content, found = zlib.decompressobj(), data[place + 8 : place + 8 + length], 0
+            while content and not stream.eof:
+                try:
+                    found += len(stream.decompress(content, 2**20))
+                except zlib.error as error:
+                    raise ValueError(f"{error}; the file is broken: get it again") from None
+                content = stream.unconsumed_tail
+                if found > most:
+                    raise ValueError(f"it unpacks to more than {most:,} bytes: a mask has none so large")
+        place += 8 + length
 
 
 def check_labels(labels: np.ndarray, info: DataInfo, what: str) -> None:
@@ -168,11 +226,6 @@ def check_labels(labels: np.ndarray, info: DataInfo, what: str) -> None:
             f"{what} has label {label} in {counts[label]} pixels, but {info.name} has {info.num_classes} classes: "
             f"labels must be 0..{info.num_classes - 1}, or {info.ignore_label} for pixels that do not count."
         )
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """A BGR image, uint8 [H, W, 3], as PNG."""
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def encode_labels(labels: np.ndarray) -> bytes:

@@ -8,6 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxseg.data.headers import jpeg_orientation
+from jaxseg.data.pictures import decode_trusted, turned
+
 
 class RecordSource:
     """The records of one split in the order of its list.
@@ -58,18 +61,16 @@ def _open_records(path: str, split: str):
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """JPEG or PNG bytes as uint8 [H, W, 3] RGB; grey images have three equal channels.
+    """The JPEG or PNG bytes of a record as uint8 [H, W, 3] RGB; grey images have three equal channels.
 
-    The EXIF orientation is not applied: the mask was drawn on the pixels as they lie in the file.
+    A JPEG is turned by its orientation, as `fitting.kept` left it there; a PNG in a record lies as it should.
 
     Raises:
       ValueError: OpenCV cannot decode it.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise ValueError("OpenCV cannot decode the image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    pixels = decode_trusted(data)
+    orientation = jpeg_orientation(data)
+    return turned(pixels, orientation) if orientation > 1 else pixels
 
 
 def read_sizes(path: str) -> dict[str, np.ndarray]:
@@ -79,6 +80,7 @@ def read_sizes(path: str) -> dict[str, np.ndarray]:
 
 def read_notes(path: str) -> dict[str, Any]:
     """What was noted while a data set was prepared: of each split `sizes`, `contents`, a hash of all its records, and
-    `pixels`, int [2, 256]: each label's, and those of any class in the images that it is in.
+    `pixels`, int [2, 256]: each label's, and those of any class in the images that it is in; and of all `remarks`,
+    lines on images that are turned, dark or transparent.
     """
     return json.loads((Path(path) / "metadata.json").read_text())

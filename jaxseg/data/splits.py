@@ -17,7 +17,8 @@ from jaxseg.data.layout import (
 )
 from jaxseg.errors import UserError, shown
 
-IMAGES, MASKS = (*IMAGE_SUFFIXES, *TIFF_SUFFIXES), (".png",)  # that are read
+IMAGES = (*IMAGE_SUFFIXES, *TIFF_SUFFIXES, ".webp", ".bmp")  # that are read
+MASKS = (".png", *TIFF_SUFFIXES, ".bmp")
 
 
 @dataclass

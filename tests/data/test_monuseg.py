@@ -133,7 +133,7 @@ def test_what_is_wrong_is_named(folder):
     fails(r"1 of 11 images of .*train have neither an annotation nor a mask, .*t01\.jpg among them: t01\.xml is due in")
     (folder / "t01.png").rename(folder / "train" / "masks" / "t01.png")
     write_mask(folder / "test" / "masks" / "x.png", np.zeros((256, 383), bool))
-    fails(r"x\.png is 256x383 \(height x width\) but its image .*x\.jpg is 256x384")
+    fails(r"x\.png: it is 256x383 \(height x width\) and its image .*x\.jpg 256x384")
     write_jpeg(folder / "test" / "images" / "x.jpg", picture(0, 255, 384))
     fails(r"x\.jpg is 255x384: at least 256x256 are due, the size of a patch")
     shutil.rmtree(folder / "train" / "images")

@@ -1,6 +1,5 @@
 """Preparing and reading back: what is kept, when it is done again, and what is said of broken files."""
 
-import io
 import os
 import pickle
 import shutil
@@ -174,25 +173,23 @@ def _break(folder: Path, what: str) -> None:
         write_mask(mask, np.pad(np.zeros((34, 46), np.uint8), 1, constant_values=37))
     elif what == "colours":
         write_mask(mask, np.zeros((36, 48, 3), np.uint8))
-    elif what == "bitmap":
-        data = io.BytesIO()
-        Image.fromarray(picture(0, 36, 48)).save(data, "BMP")
-        image.write_bytes(data.getvalue())
+    elif what == "animation":
+        Image.fromarray(picture(0, 36, 48)).save(image, "GIF")
 
 
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("truncated image", r"cannot decode .*train_1\.jpg: .*truncated.*get it anew"),
+        ("truncated image", r"cannot decode .*train_1\.jpg: .*truncated.*get it again"),
         ("no image at all", r"cannot decode .*train_1\.jpg"),
         ("truncated mask", r"cannot decode .*train_1\.png"),
-        ("other size", r"train_1\.png is 36x47 .* its image .*train_1\.jpg is 36x48"),
+        ("other size", r"train_1\.png: it is 36x47 .* its image .*train_1\.jpg 36x48"),
         (
             "label 37",
             r"train_1\.png has label 37 in 164 pixels, but camvid has 11 classes: labels must be 0\.\.10, or 255",
         ),
-        ("colours", r"train_1\.png is an image of mode RGB; a mask holds one class index per pixel"),
-        ("bitmap", r"train_1\.jpg is a BMP file; images must be JPEG, PNG or TIFF"),
+        ("colours", r"train_1\.png: it holds colours; a mask holds one class index per pixel"),
+        ("animation", r"train_1\.jpg: it is none of JPEG, PNG, TIFF, WebP and BMP"),
     ],
 )
 def test_a_broken_file_is_named_and_leaves_nothing_behind(camvid_folder, what, message):
