@@ -42,7 +42,8 @@ class Steps:
     Fields:
       state: before the first step; a pytree with `step`, `eval_variables`, `to_items` and `from_items` of `TrainState`.
       train: `(state, batch) -> (state, losses)`, scalars, `loss` among them; the state that goes in may be donated.
-      evaluate: `(state.eval_variables, batch) -> {'counts', 'loss_sum', 'preds'}`, see `step.create_eval_step`.
+      evaluate: `(state.eval_variables, batch) -> {'counts', 'loss_sum', 'nonfinite', 'preds'}`, of
+        `step.create_eval_step`.
       learning_rate: of a state: the rate its last step was taken at.
       note_evaluation: `(state, value) -> state` once an evaluation gave `value`, of which less is better.
     """
@@ -236,7 +237,9 @@ def check_score(config: ConfigDict, info: DataInfo) -> None:
         no_images = collections.defaultdict(lambda: np.zeros(0))
         nothing.published = DEFINITIONS[config.eval.published](nothing.counts, no_images)
     scores = nothing.named(info.class_names)
-    scores = {name: value for name, value in scores.items() if name not in ("absent_classes", "pixels")}
+    scores = {
+        name: value for name, value in scores.items() if name not in ("absent_classes", "never_predicted", "pixels")
+    }
     lookup(scores, config.train.best, "score (train.best)")
 
 

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from jaxseg.errors import UserError
 from jaxseg.files import CHECKPOINTS
-from jaxseg.state import TrainState
+from jaxseg.state import TrainState, nonfinite
 
 KINDS = ("latest", "best")
 
@@ -132,7 +132,7 @@ class Checkpoints:
         """The latest state in the shapes and shardings of `like`, and its progress.
 
         Raises:
-          UserError: the checkpoint is of another network or damaged.
+          UserError: the checkpoint is of another network, damaged or not finite.
         """
         like, step = _abstract(like), self.latest
         with self._errors("read", f"latest/{step}"):
@@ -143,17 +143,29 @@ class Checkpoints:
                     progress=ocp.args.JsonRestore(),
                 ),
             )
+        self._check_finite(items["variables"], f"latest/{step}")
+        self._check_finite(items["optimizer"], f"latest/{step}")
         return like.from_items(items), items.progress
 
     def restore_variables(self, like: Mapping[str, Any], kind: str, step: int) -> dict[str, Any]:
         """The model's variables alone, in the shapes and shardings of `like`; `kind` and `step` as `find` gives them.
 
         Raises:
-          UserError: the checkpoint is of another network or damaged.
+          UserError: the checkpoint is of another network, damaged or not finite.
         """
         with self._errors("read", f"{kind}/{step}"):
             args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
-            return self._managers[kind].restore(step, args=args).variables
+            variables = self._managers[kind].restore(step, args=args).variables
+        self._check_finite(variables, f"{kind}/{step}")
+        return variables
+
+    def _check_finite(self, tree: Any, which: str) -> None:
+        """Refuses what a run that blew up may have saved: such a network takes every pixel for class 0."""
+        if broken := nonfinite(tree):
+            raise UserError(
+                f"the checkpoint {self.folder / which} holds NaN or infinity, in {broken[0]} first: its run blew up; "
+                "move it away, or name another with --checkpoint"
+            )
 
     @contextlib.contextmanager
     def _errors(self, verb: str, which: str = "") -> Iterator[None]:

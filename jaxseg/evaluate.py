@@ -1,6 +1,7 @@
 """A split through the network: one confusion matrix, one loss, and the predictions of a few images."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,13 +20,14 @@ class Evaluation:
 
     Fields:
       counts: int64 `[C, C]`, `counts[true, pred]` over the valid pixels of the whole split.
-      loss: cross entropy a valid pixel.
+      loss: cross entropy a valid pixel; NaN without one.
       images: how many were scored.
       examples: the first few as dicts of `id`, `images` uint8 `[H, W, 3]`, `labels` and `preds` uint8 `[H, W]`, each
         at its own size.
       boundary: float64 `[C]`, boundary F1 of each class, NaN for an absent one; None where it was not asked for.
       per_image: what the step sums over the pixels of each image, `[images]`, in the order of the batches.
       published: a project's own scores by name, where there are any, see `jaxseg.published`.
+      nonfinite: valid pixels with a logit that is NaN or infinite. They count as class 0, so scores look like scores.
     """
 
     counts: np.ndarray
@@ -35,11 +37,21 @@ class Evaluation:
     boundary: np.ndarray | None = None
     per_image: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     published: dict[str, float] = dataclasses.field(default_factory=dict)
+    nonfinite: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and logits are, as far as there was anything to score; else its scores are never the best."""
+        return not self.nonfinite and (math.isfinite(self.loss) or not self.counts.sum())
 
     def scores(self, class_names: tuple[str, ...]) -> dict[str, float]:
-        """`mean_iou`, `iou/<class>` and all others of `metrics.scores`; `boundary_f1` of the classes and their mean."""
+        """`mean_iou`, `iou/<class>` and all others of `metrics.scores`; `boundary_f1` of the classes and their mean.
+
+        `never_predicted` is how many classes `metrics.never_predicted` names.
+        """
         result = metrics.scores(self.counts)
         values = {name: value for name, value in result.items() if np.ndim(value) == 0}
+        values["never_predicted"] = len(metrics.never_predicted(self.counts, class_names))
         values |= {f"iou/{name}": float(iou) for name, iou in zip(class_names, result["iou"], strict=True)}
         if self.boundary is not None:
             values["boundary_f1"] = metrics.mean(self.boundary)
@@ -50,7 +62,8 @@ class Evaluation:
     def named(self, class_names: tuple[str, ...]) -> dict[str, float]:
         """All scores and the loss under the names that `train.best` has for them: `mean_iou`, `published/f1`, ..."""
         values = {"loss": self.loss, **self.scores(class_names)}
-        return values | {f"published/{name}": value for name, value in self.published.items()}
+        values |= {f"published/{name}": value for name, value in self.published.items()}
+        return values | ({"nonfinite_pixels": self.nonfinite} if self.nonfinite else {})
 
     def scalars(self, class_names: tuple[str, ...], split: str) -> dict[str, float]:
         """The same under their names in `metrics.jsonl`, see `files.score_key`: `test/mean_iou`, ..."""
@@ -74,17 +87,18 @@ def evaluate(
     on the host, so the result does not depend on how the split was cut into batches.
 
     Args:
-      eval_step: `(variables, batch) -> {'counts', 'loss_sum', 'preds'}` and, for some scores, `per_image`.
+      eval_step: `(variables, batch) -> {'counts', 'loss_sum', 'nonfinite', 'preds'}` and, for some scores, `per_image`.
       variables: `{'params', 'batch_stats'}`, whole on every device of `mesh`.
       examples_at: places in the order of `batches` (0 is the first image) of those kept with their predictions.
       on_batch: called with the number of images after each batch.
       boundary_tolerance: pixels, of boundary F1; 0 for none of it.
       ignore_label: of the batches' labels.
     """
-    counts, loss_sum, images, examples, boundaries, sums = np.int64(0), 0.0, 0, [], [], []
+    counts, loss_sum, nonfinite, images, examples, boundaries, sums = np.int64(0), 0.0, 0, 0, [], [], []
     for batch, out in _one_ahead(eval_step, variables, batches, mesh):
         counts = counts + np.asarray(out["counts"], np.int64)
         loss_sum += float(out["loss_sum"])
+        nonfinite += int(out.get("nonfinite", 0))
         valid = np.flatnonzero(batch["valid"])
         sums.append({name: np.asarray(value)[valid] for name, value in out.get("per_image", {}).items()})
         wanted = [row for i, row in enumerate(valid, images) if i in examples_at]
@@ -102,7 +116,8 @@ def evaluate(
     pixels = int(np.sum(counts))
     loss = loss_sum / pixels if pixels else float("nan")
     per_image = {name: np.concatenate([part[name] for part in sums]) for name in (sums[0] if sums else ())}
-    return Evaluation(counts, loss, images, examples, _over_images(boundaries, counts), per_image)
+    boundary = _over_images(boundaries, counts)
+    return Evaluation(counts, loss, images, examples, boundary, per_image, nonfinite=nonfinite)
 
 
 def _one_ahead(eval_step, variables, batches, mesh) -> Iterator[tuple[Mapping[str, Any], dict[str, jax.Array]]]:

@@ -222,6 +222,8 @@ FORMS = {
             "counts": Several(Several(COUNT, 1, 255), 1, 255),
             "scores": NUMBERS,
             "published": Maybe(NUMBERS),
+            "nonfinite": Maybe(COUNT),
+            "never_predicted": Maybe(Several(NAME, 0, 255)),
             "loss": (FINITE, None),
             "seconds": Maybe((SECONDS, None)),
             ...: ANY,
@@ -241,6 +243,7 @@ FORMS = {
         "the progress of a checkpoint",
         {
             "best_score": Maybe((FINITE, None)),
+            "best_mean_iou": Maybe((FINITE, None)),  # of runs from before there was a choice of scores
             "best_step": Maybe(STEP),
             "stale": Maybe(STEP),
             "evaluated": Maybe(STEP),

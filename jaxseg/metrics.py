@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg.errors import shown
 from jaxseg.partition import on_cpu
 
 
@@ -97,6 +98,16 @@ def scores(counts: np.ndarray) -> dict[str, float | np.ndarray]:
     }
 
 
+def never_predicted(counts: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+    """The classes with labelled pixels of which none was predicted, whatever pixel: `counts` as in `scores`.
+
+    A mean over classes, or an accuracy, of a split where such a class is small says nothing of it.
+    """
+    counts = np.asarray(counts, np.int64)
+    missed = (counts.sum(1) > 0) & (counts.sum(0) == 0)
+    return [name for name, is_missed in zip(class_names, missed, strict=True) if is_missed]
+
+
 def mean(values: np.ndarray) -> float:
     """The mean over the classes present, those that are not NaN; NaN where there is none."""
     present = values[~np.isnan(values)]
@@ -137,4 +148,8 @@ def table(
         f" frequency-weighted IoU {100 * result['frequency_weighted_iou']:.2f}, {result['pixels']} pixels"
         + (f", {protocol}" if protocol else "")
     )
+    missed = never_predicted(counts, class_names)
+    if missed:
+        shares = {name: f"{100 * share[class_names.index(name)]:.2g} % of the pixels" for name in missed}
+        lines.append(f"never predicted: {', '.join(f'{shown(name)} ({text})' for name, text in shares.items())}")
     return "\n".join(lines)

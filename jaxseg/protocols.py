@@ -190,7 +190,7 @@ def create_averaging_step(
     return jax.jit(
         eval_step,
         in_shardings=(whole, by_row),
-        out_shardings={"counts": whole, "loss_sum": whole, "preds": by_row, "per_image": whole},
+        out_shardings={"counts": whole, "loss_sum": whole, "nonfinite": whole, "preds": by_row, "per_image": whole},
     )
 
 
@@ -213,7 +213,7 @@ def create_window_step(
     """
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     probabilities = jax.jit(
-        lambda variables, images: jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False)),
+        lambda variables, images: _softmax(model.apply(variables, normalise(images, mean, std), train=False)),
         in_shardings=(whole, by_row),
         out_shardings=by_row,
     )
@@ -231,13 +231,15 @@ def create_window_step(
             batch_size=min(batch_size, mesh.size * 2 ** math.ceil(math.log2(max(1, count / mesh.size)))),
             fill=fill_colour(mean),
         )
-        result = {"counts": np.int64(0), "loss_sum": 0.0, "preds": np.zeros(labels.shape, np.uint8), "per_image": {}}
+        result = {"counts": np.int64(0), "loss_sum": 0.0, "nonfinite": 0, "per_image": {}}
+        result["preds"] = np.zeros(labels.shape, np.uint8)
         for row, high, wide in rows:
             probs = _mean_of_views(views, (high, wide), protocol)
             padding = [(0, length - size) for length, size in zip(labels.shape[1:], (high, wide), strict=True)]
             out = jax.device_get(score(np.pad(probs, [*padding, (0, 0)])[None], labels[row : row + 1]))
             result["counts"] = result["counts"] + out["counts"]
             result["loss_sum"] += float(out["loss_sum"])
+            result["nonfinite"] += int(out["nonfinite"])
             result["preds"][row] = out["preds"][0]
             for name, value in out["per_image"].items():
                 result["per_image"].setdefault(name, np.zeros(len(labels)))[row] = value[0]
@@ -250,6 +252,11 @@ def _scored(logits: jax.Array, labels: jax.Array, ignore_label: int, per_image: 
     labels = labels.astype(jnp.int32)
     result = scored(logits, labels, ignore_label)
     return {**result, "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {}}
+
+
+def _softmax(logits: jax.Array) -> jax.Array:
+    """NaN where any logit is infinite, too: a class at minus infinity would look like one that is merely unlikely."""
+    return jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), jax.nn.softmax(logits), jnp.nan)
 
 
 def _log(probs: jax.Array) -> jax.Array:
@@ -269,7 +276,7 @@ def _averaged(apply, images: jax.Array, sizes: jax.Array, protocol: Protocol) ->
         view_canvas = [int(scale * side + 0.5) if fixed else -(-int(scale * side + 0.5) // 32) * 32 for side in at]
         for mirror in mirrors:
             logits = apply(resample(images, sizes, to, view_canvas, mirror=mirror))
-            probs += jax.nn.softmax(resample(logits, to, seen, at, mirror=mirror))
+            probs += _softmax(resample(logits, to, seen, at, mirror=mirror))
     probs /= len(protocol.scales) * len(mirrors)
     return resample(probs, seen, sizes, canvas) if protocol.name == "resize" else probs
 

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,16 @@ from jaxseg import config as configs
 from jaxseg import figures, files, forms
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.evaluate import Evaluation
+from jaxseg.files import score_key
+from jaxseg.metrics import never_predicted
 from jaxseg.models import cost
+from jaxseg.process import Interrupted
 from jaxseg.processes.facts import library_versions
 from jaxseg.protocols import WORDS, from_config
 from jaxseg.score import write_evaluation
+from jaxseg.state import nonfinite
 from jaxseg.writers import Writers, read_metrics
 
 # What a checkpoint keeps beside the state, all of it JSON: the best score and its step, evaluations since then, the
@@ -154,6 +158,27 @@ class Record:
         else:
             self._timed += 1
 
+    def check(self, state: Any, step: int) -> None:
+        """Refuses a state that is not finite: none such is scored, saved or called finished.
+
+        It is that after `step`, whose update no loss has seen yet. All processes call it.
+
+        Raises:
+          UserError: some of it is NaN or infinite; parameters, statistics, the optimizer's state and averages alike.
+        """
+        if broken := nonfinite(state):
+            what = f"{len(broken)} arrays" if len(broken) > 1 else "one array"
+            raise self._blown_up(f"step {step} made {what} of the state NaN or infinite, {broken[0]} first")
+
+    def _blown_up(self, what: str) -> UserError:
+        self.checkpoints.wait()
+        last = self.checkpoints.latest
+        return UserError(
+            f"{what}. "
+            + (f"The last good checkpoint is step {last}" if last else "No checkpoint was saved before it")
+            + "; a lower optim.learning_rate, optim.clip_norm=1 or optim.warmup_steps often mends this"
+        )
+
     def flush(self) -> None:
         """Fetches the losses of the steps so far.
 
@@ -168,14 +193,10 @@ class Record:
             self.progress["train_seconds"] += seconds
         first = self._start + self._steps - len(fetched) + 1
         for number, (losses, (_, ids)) in enumerate(zip(fetched, self._pending, strict=True), first):
-            if not math.isfinite(loss := losses["loss"]):
-                self.checkpoints.wait()
-                last = self.checkpoints.latest
-                raise UserError(
-                    f"the loss of step {number} is {loss}; its batch holds {', '.join(ids)}. "
-                    + (f"The last good checkpoint is step {last}" if last else "No checkpoint was saved before it")
-                    + "; a lower optim.learning_rate, optim.clip_norm=1 or optim.warmup_steps often mends this"
-                )
+            for name, loss in losses.items():
+                if not math.isfinite(loss):
+                    holds = ", ".join(map(shown, ids))
+                    raise self._blown_up(f"the {name} of step {number} is {loss}; its batch holds {holds}")
         for losses in fetched:
             for name, loss in losses.items():
                 others = self.progress["other_losses"]
@@ -209,12 +230,15 @@ class Record:
     def evaluation(self, step: int, result: Evaluation, seconds: float) -> tuple[float, bool]:
         """Writes scores and pictures of an evaluation; the score that `train.best` names, and whether it is the best.
 
-        One that is no number, for there was nothing to score, is never the best.
+        One that is no number, for there was nothing to score, is never the best, and no score is where the loss or
+        logits are not finite: the worst that there can be is given in its place.
         """
         info, name, protocol = self.dataset.info, self.config.train.best, from_config(self.config.eval).words
         split = self.split
         scalars = result.named(info.class_names)
         score, best = scalars[name], self.progress["best_score"]
+        if not result.finite:
+            score = math.inf if self.lower_is_better else -math.inf
         is_best = math.isfinite(score) and (best is None or (score < best if self.lower_is_better else score > best))
         if is_best:
             self.progress |= {"best_score": score, "best_step": step, "stale": 0}
@@ -243,11 +267,13 @@ class Record:
             f"step {step}: {split} mean IoU {scalars['mean_iou']:.4f}"
             + (present if absent else "")
             + f", pixel accuracy {scalars['pixel_accuracy']:.4f}, loss {result.loss:.4f}"
-            + ("" if name in ("mean_iou", "pixel_accuracy", "loss") else f", {name} {score:.4f}")
+            + ("" if name in ("mean_iou", "pixel_accuracy", "loss") else f", {shown(name)} {scalars[name]:.4f}")
+            + _words_on_missed(never_predicted(result.counts, info.class_names))
             + f" ({result.images} images"
             + (f", {protocol}" if protocol != WORDS["whole"] else "")
             + f", {seconds:.1f} s)"
             + (", the best so far" if is_best else "")
+            + ("" if result.finite else f", loss or logits not finite in {result.nonfinite} pixels: never the best")
         )
         return score, is_best
 
@@ -276,12 +302,16 @@ class Record:
 
     @contextlib.contextmanager
     def stopped_by_errors(self) -> Iterator[None]:
-        """Leaves word of it in run.json where a signal or an error ends the run; one that is killed is `running`."""
+        """Leaves word of it in run.json: `stopped` by a signal, `failed` by an error; one that is killed is `running`.
+
+        A failed run has no last word on its scores, and is ranked nowhere.
+        """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            asked = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit | GeneratorExit)
             with contextlib.suppress(OSError):
-                self.status("stopped")
+                self.status("stopped" if asked else "failed")
             raise
 
     def finish(self, status: str) -> None:
@@ -290,21 +320,45 @@ class Record:
         self.status(status)
         if jax.process_index() != 0:
             return
-        figures.curves(read_metrics(self.workdir / files.METRICS), self.workdir / "curves.png", self.split)
+        rows = read_metrics(self.workdir / files.METRICS)
+        figures.curves(rows, self.workdir / "curves.png", self.split)
         best, name = self.progress["best_score"], self.config.train.best.replace("mean_iou", "mean IoU")
-        score = (
-            "no pixel was valid"
-            if best is None
-            else f"best {name} {best:.4f} on {self.split} at step {self.progress['best_step']}"
-        )
+        if best is None:
+            score = _why_none(rows, self.split, name)
+        else:
+            score = f"best {name} {best:.4f} on {self.split} at step {self.progress['best_step']}"
+            score += _words_on_missed(self._missed_by_best())
         self.writers.message(
             f"done: {score}; curves in {self.workdir / 'curves.png'}, pictures in {self.workdir / 'figures'}"
         )
+
+    def _missed_by_best(self) -> list[str]:
+        """The classes that the best checkpoint never predicts, though the split has them."""
+        path = self.workdir / files.EVALUATIONS / files.evaluation(self.split, "best")
+        try:
+            best = forms.read_json(path, forms.FORMS[files.EVALUATIONS])
+        except (FileNotFoundError, UserError):
+            return []
+        return best.get("never_predicted", []) if best["step"] == self.progress["best_step"] else []
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
             with files.replacing(self.workdir / name) as temporary:
                 temporary.write_text(text)
+
+
+def _words_on_missed(missed: list[str]) -> str:
+    return f", never predicted: {', '.join(map(shown, missed))}" if missed else ""
+
+
+def _why_none(rows: Sequence[Mapping[str, float]], split: str, name: str) -> str:
+    """Why no evaluation of a run has a score, in words."""
+    scored = [row for row in rows if f"{split}/pixels" in row]
+    if not any(row[f"{split}/pixels"] for row in scored):
+        return f"no pixel of {split} was valid" if scored else "no evaluation"
+    if all(row.get(f"{split}/nonfinite_pixels") or not math.isfinite(row[score_key(split, "loss")]) for row in scored):
+        return "loss or logits of no evaluation were finite"
+    return f"no best, for {shown(name)} is no number: {split} has no labelled pixel of it"
 
 
 def make_workdir(workdir: pathlib.Path) -> pathlib.Path:

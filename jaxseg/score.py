@@ -188,6 +188,8 @@ def write_evaluation(
         "counts": result.counts.tolist(),
         "scores": _plain(result.scores(info.class_names)),
         "published": _plain(result.published),
+        "nonfinite": result.nonfinite,
+        "never_predicted": metrics.never_predicted(result.counts, info.class_names),
         **_plain({"loss": result.loss, "seconds": seconds}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,6 +267,8 @@ def eval_run(
         return result.scalars(info.class_names, split)
     log(f"step {step} of {workdir} on {info.name} {split}: {result.images} images, {protocol.words}")
     log(metrics.table(result.counts, info.class_names, protocol=protocol.words, boundary=result.boundary))
+    if result.nonfinite:
+        log(f"the logits of {result.nonfinite:,} pixels are not finite and count as class 0: these are no scores")
     if result.published:
         log(", ".join(f"published/{name} {value:.4f}" for name, value in result.published.items()))
     which = kind if which in checkpoint.KINDS else which

@@ -1,13 +1,17 @@
 """What training carries from step to step."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
+
+_SMALL = 2**12  # values
 
 
 @struct.dataclass
@@ -73,6 +77,41 @@ def own_buffers(tree: Any) -> Any:
         return jax.device_put(x, x.sharding, may_alias=False) if held else x
 
     return jax.tree.map(copied, tree)
+
+
+def nonfinite(tree: Any) -> list[str]:
+    """The arrays of `tree` that hold NaN or infinity, by their places in it: `.params['head']['kernel']`.
+
+    One reduction on the devices, as the arrays lie there, split or whole; where there are several processes all of them
+    call it, and all get the same. One process on a CPU has them at hand, and need compile nothing. It costs a pass over
+    the arrays: it is for saving, not for every step.
+    """
+    arrays = {
+        jax.tree_util.keystr(path): array
+        for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]
+        # The best value of a plateau that has seen none yet is infinite.
+        if jnp.issubdtype(array.dtype, jnp.inexact) and "best_value" not in jax.tree_util.keystr(path[-1:])
+    }
+    if not arrays or _all_finite(list(arrays.values())):
+        return []
+    return [name for name, array in arrays.items() if not _all_finite([array])]
+
+
+@jax.jit
+def _are_finite(arrays: list[jax.Array]) -> jax.Array:
+    # Those of one shape in one pass, and all small ones: a kernel for each of a thousand takes long to compile.
+    small = [x.ravel() for x in arrays if x.size <= _SMALL]
+    groups = {"small": [jnp.concatenate(small)] if small else []}
+    for x in arrays:
+        if x.size > _SMALL:
+            groups.setdefault(x.shape, []).append(x)
+    alike = [functools.reduce(jnp.logical_and, map(jnp.isfinite, group)).all() for group in groups.values() if group]
+    return functools.reduce(jnp.logical_and, alike)
+
+
+def _all_finite(arrays: list[jax.Array]) -> bool:
+    on_host = jax.process_count() == 1 and all(device.platform == "cpu" for device in arrays[0].devices())
+    return all(np.isfinite(x).all() for x in map(np.asarray, arrays)) if on_host else bool(_are_finite(arrays))
 
 
 def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, *, ema: bool = False) -> TrainState:

@@ -339,11 +339,13 @@ def _averaged(state: TrainState, variables: Mapping[str, Any], ema_decay: float)
 
 def scored(logits: jax.Array, labels: jax.Array, ignore_label: int) -> dict[str, jax.Array]:
     """What `create_eval_step` gives of float32 logits `[B, H, W, C]` and int32 labels `[B, H, W]`."""
-    preds = logits.argmax(-1)
+    preds, valid = logits.argmax(-1), labels != ignore_label
     loss = cross_entropy(logits, labels, ignore_label=ignore_label)
     return {
         "counts": confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label),
-        "loss_sum": loss * (labels != ignore_label).sum(),
+        "loss_sum": loss * valid.sum(),
+        # The argmax of NaN is class 0: its scores look like scores.
+        "nonfinite": (valid & ~jnp.isfinite(logits).all(-1)).sum(),
         "preds": preds.astype(jnp.uint8),
     }
 
@@ -351,9 +353,10 @@ def scored(logits: jax.Array, labels: jax.Array, ignore_label: int) -> dict[str,
 def create_eval_step(
     model: nn.Module, mesh: Mesh, *, mean: Sequence[float], std: Sequence[float], ignore_label: int = 255
 ) -> Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, jax.Array]]:
-    """`eval_step(variables, batch) -> {'counts', 'loss_sum', 'preds'}`, jitted, in evaluation mode.
+    """`eval_step(variables, batch) -> {'counts', 'loss_sum', 'nonfinite', 'preds'}`, jitted, in evaluation mode.
 
-    `counts` int32 `[C, C]` and `loss_sum` (cross entropy summed over valid pixels, float32) are of the global batch;
+    `counts` int32 `[C, C]`, `loss_sum` (cross entropy summed over valid pixels, float32) and `nonfinite` (valid pixels
+    with a logit that is NaN or infinite, int32) are of the global batch;
     `preds` uint8 `[B, H, W]` stays sharded by row. Logits are as large as the images, padding included; padded pixels
     and rows carry `ignore_label` and count nowhere.
     """
@@ -366,5 +369,5 @@ def create_eval_step(
     return jax.jit(
         eval_step,
         in_shardings=(whole, by_row),
-        out_shardings={"counts": whole, "loss_sum": whole, "preds": by_row},
+        out_shardings={"counts": whole, "loss_sum": whole, "nonfinite": whole, "preds": by_row},
     )

@@ -73,7 +73,7 @@ def sweep(
     runs = plan(config, texts, pathlib.Path(workdir))
     done = [finished(run) for run in runs]
     log(f"a sweep of {len(runs)} runs in {workdir}" + (f", {sum(done)} of them finished" if any(done) else ""))
-    failures, times = [], []
+    failures, times = {}, []
     with _passing_signals_on() as (caught, children):
         for number, (run, was_done) in enumerate(zip(runs, done, strict=True), 1):
             if was_done:
@@ -86,18 +86,23 @@ def sweep(
                 raise Interrupted(caught[0])
             times.append(time.monotonic() - started)
             if status:
-                failures.append(f"{run.workdir.name}: {line} (see {run.log_file})")
+                failures[run.workdir] = f"{run.workdir.name}: {line} (see {run.log_file})"
             left = duration(statistics.mean(times) * done[number:].count(False))
             ending = f" in {duration(times[-1])}" + (f", about {left} left" if not all(done[number:]) else "")
             log(f"run {number} of {len(runs)} {'failed' if status else 'finished'}{ending}: {line}")
-    scored = [run for run in runs if any((run.workdir / files.EVALUATIONS).glob("*.json"))]
+    # Whatever a run that failed has scored before is ranked nowhere; `compare` reads how the others ended.
+    scored = [run for run in runs if run.workdir not in failures and _has_scores(run)]
     if scored:
         try:
             _compare(scored, pathlib.Path(workdir), log)
         except UserError as error:
             log(f"not compared: {error}")
     if failures:
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed:\n  " + "\n  ".join(failures))
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed:\n  " + "\n  ".join(failures.values()))
+
+
+def _has_scores(run: Run) -> bool:
+    return any((run.workdir / files.EVALUATIONS).glob("*.json"))
 
 
 def plan(config: ConfigDict, texts: Sequence[str], workdir: pathlib.Path) -> list[Run]:

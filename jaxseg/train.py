@@ -147,6 +147,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             saving = step > start and _due(step, config.train.checkpoint_every, num_steps)
             if evaluating or saving or stopped:
                 run.flush()
+                run.check(state, step)
             if evaluating and not stopped:
                 try:
                     scored = _score(config, dataset, split, steps, state, mesh, signalled)

@@ -160,14 +160,6 @@ def test_a_run_is_finished_by_its_own_words_else_by_its_last_step(about, checkpo
     assert finished(run) == due
     (longer,) = plan(nine_steps(train__num_steps=12), ["train.seed=0"], tmp_path)
     assert not finished(longer)
-    # Whether it is the same data that lies elsewhere now is for the run to find out.
-    (moved,) = plan(nine_steps(data__name="camvid", data__dir="here"), ["train.seed=1"], tmp_path)
-    moved.workdir.mkdir()
-    (moved.workdir / "config.json").write_text(configs.to_json(moved.config))
-    (moved.workdir / "run.json").write_text(json.dumps({"status": "finished"}))
-    assert finished(moved)
-    (moved,) = plan(nine_steps(data__name="camvid", data__dir="there"), ["train.seed=1"], tmp_path)
-    assert not finished(moved)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

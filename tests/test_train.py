@@ -252,7 +252,7 @@ def test_time_adds_up_over_starts_and_the_status_is_that_of_the_end(tiny, tmp_pa
             at_step(patch, step, end_here)
             with pytest.raises(RuntimeError, match="went away"):
                 train(tiny.config(), tmp_path, log=lambda line: None)
-        assert seen[-1]["status"] == "running" and told(tmp_path)["status"] == "stopped"
+        assert seen[-1]["status"] == "running" and told(tmp_path)["status"] == "failed"
     # As of the last checkpoint or evaluation.
     assert [(row["step"], row["best_step"]) for row in seen] == [(4, 4), (6, 4)]
     train(tiny.config(), tmp_path, log=lambda line: None)

@@ -41,7 +41,7 @@ def compare(
     found, notes = runs.read_runs(workdirs)
     groups = runs.group(found)
     rows = runs.rows(groups)
-    notes = [*notes, *runs.warnings(groups)]
+    notes = [*notes, *runs.warnings(groups), *runs.missed(rows)]
     for note in notes:
         log(note)
     sheets, left_out = pictures.sheets(groups, images, log) if images else ([], [])

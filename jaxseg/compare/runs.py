@@ -1,5 +1,6 @@
 """Runs as they lie in their workdirs, seeds of one config gathered. What a run does not tell is None or left out."""
 
+import collections
 import functools
 import itertools
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxseg import forms
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.files import EVALUATIONS, INFO, METRICS, RUN, score_key
 from jaxseg.files import evaluation as evaluation_file
 from jaxseg.writers import is_evaluation, read_metrics, scored_split
@@ -93,7 +94,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`finished`, `running`, `stopped`, `stopped early`, or '' where that can't be told."""
+        """`finished`, `running`, `stopped` by a signal, `stopped early`, or '' where that can't be told."""
         return self.about.get("status") or ("finished" if self.step == self.num_steps else "")
 
     @property
@@ -211,10 +212,32 @@ class Row:
         return self.evaluations[0].content if self.evaluations else self.group.scored
 
     @property
+    def never_predicted(self) -> dict[str, int]:
+        """Classes with labelled pixels and no predicted one, and in how many of the runs."""
+        from jaxseg import metrics
+
+        found = [metrics.never_predicted(e.counts, tuple(e.iou)) for e in self.evaluations if e.counts is not None]
+        return dict(collections.Counter(itertools.chain(*found)))
+
+    @property
     def counts(self) -> np.ndarray | None:
         """int64 `[C, C]`, `counts[true, pred]`, summed over the seeds."""
         found = [evaluation.counts for evaluation in self.evaluations if evaluation.counts is not None]
         return functools.reduce(np.add, found) if found else None
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """A line for each row of the table whose runs never predict a class that the split has."""
+    lines = []
+    for row in rows:
+        if never := row.never_predicted:
+            several = len(row.evaluations) > 1
+            names = [
+                f"{shown(name)} ({count} of {len(row.evaluations)} runs)" if several else shown(name)
+                for name, count in never.items()
+            ]
+            lines.append(f"{row.group.label}, {row.split}, {row.checkpoint}: never predicted: {', '.join(names)}.")
+    return lines
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike]) -> tuple[list[Run], list[str]]:
@@ -246,11 +269,16 @@ def read_run(workdir: str | os.PathLike) -> Run:
     """A finished, stopped or running run; also one from before `run.json` and `evaluations/` were written.
 
     Raises:
-      UserError: it is no workdir, has no results, or its config or metrics can't be read.
+      UserError: it is no workdir, failed, has no results, or its config or metrics can't be read.
     """
     path = pathlib.Path(workdir)
     config, rows, notes = _read_config(path), _read_rows(path), []
     about = _read(path / RUN, RUN, notes) or {}
+    if about.get("status") == "failed":
+        raise UserError(
+            f"{path} failed at step {about.get('step', 0)}: an error ended it, so it is ranked nowhere; start it again "
+            "to go on"
+        )
     by_file = _read_evaluations(path, about, notes)
     # What was scored while training may have been scored again by --mode=eval.
     evaluations = list({evaluation.key: evaluation for evaluation in by_file.values()}.values())
@@ -303,6 +331,10 @@ def _read_evaluations(path: pathlib.Path, about: Mapping[str, Any], notes: list[
         except UserError as error:
             notes.append(f"left out: {error}")
             continue
+        pixels = int(evaluation.counts.sum())
+        if value.get("nonfinite") or (value["loss"] is None and pixels):
+            notes.append(f"{EVALUATIONS}/{file.name} is left out: its loss or logits are not finite")
+            continue
         step, now = value["step"], about.get({"best": "best_step", "latest": "step"}.get(evaluation.checkpoint))
         if now is not None and step != now:
             notes.append(
@@ -351,7 +383,14 @@ def _evaluations_of(rows: Sequence[Mapping[str, float]], config: Mapping[str, An
     from jaxseg import config as configs
 
     best, project = config.get("train.best", "mean_iou"), config.get("eval.published", "")
-    scored = [row for row in rows if is_evaluation(row) and math.isfinite(row.get(score_key(split, best), math.nan))]
+    # Where the loss is not finite, neither are logits, which count as class 0.
+    scored = [
+        row
+        for row in rows
+        if is_evaluation(row)
+        and not row.get(f"{split}/nonfinite_pixels")
+        and all(math.isfinite(row.get(score_key(split, score), math.nan)) for score in ("loss", best))
+    ]
     if not scored:
         return []
     pick = min if configs.lower_is_better(best, project) else max

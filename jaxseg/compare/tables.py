@@ -23,7 +23,7 @@ NAMES = {
 SHOWN = ("mean_iou", "pixel_accuracy", "mean_accuracy", "mean_dice")
 # In every evaluation and in the CSV, but columns of the table only where a published figure asks for them.
 ON_DEMAND = ("frequency_weighted_iou", "micro_iou", "micro_dice", "mean_precision", "mean_recall")
-NO_SCORE = ("absent_classes", "pixels", "loss")
+NO_SCORE = ("absent_classes", "never_predicted", "pixels", "loss")
 DASH = "–"
 SPREAD = (
     "± is the sample standard deviation over the seeds of one config; the CSV has lowest and highest too. Steps are "
@@ -190,6 +190,7 @@ def as_csv(rows: Sequence[Row]) -> str:
             line[f"{score}_published"] = row.published.get(score, "")
         iou = row.iou
         line |= {f"iou/{name}": iou[name] if math.isfinite(iou.get(name, math.nan)) else "" for name in classes}
+        line["never_predicted"] = ";".join(row.never_predicted)
         line["published_setting"] = row.group.published.get("setting", "")
         lines.append(line)
     text = io.StringIO()

@@ -44,7 +44,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _MOST_LIST = 2**24  # bytes of a list of images
-_MOST_ENTRIES, _DEEPEST = 200_000, 32  # that are looked at for what is left out
+_MOST_ENTRIES, _DEEPEST = 200_000, 6  # that are looked at for what is left out
 _FOLDERS_TOLD = 6
 
 T = TypeVar("T")
@@ -170,9 +170,6 @@ def unused(folder: Path, used: Iterable[Path]) -> str:
     taken = {os.fspath(path) for path in used}
     told, entries, complete = [], 0, True
     for place, names in _walk(os.fspath(folder)):
-        if names is None:
-            told.append(f"{shown(os.path.relpath(place, folder))} (not looked at: it can't be listed or lies too deep)")
-            continue
         images = [name for name in names if os.path.splitext(name)[1].lower() in ANY_IMAGE]
         left = sum(os.path.join(place, name) not in taken for name in images)
         if left:
@@ -188,8 +185,8 @@ def unused(folder: Path, used: Iterable[Path]) -> str:
     return ", ".join(told[:_FOLDERS_TOLD]) + more + rest
 
 
-def _walk(folder: str) -> Iterator[tuple[str, list[str] | None]]:
-    """Folders and the names of their files, links followed, each folder once; None of one that can't be listed."""
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Folders and the names of their files, links followed, each folder once."""
     todo, seen = [(folder, 0)], set()
     while todo:
         place, depth = todo.pop()
@@ -197,7 +194,6 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str] | None]]:
             stat = os.stat(place)
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError:
-            yield place, None
             continue
         if (stat.st_dev, stat.st_ino) in seen:
             continue
@@ -212,9 +208,7 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str] | None]]:
                 continue
             (below if is_folder else names).append(entry.name)
         yield place, names
-        if below and depth == _DEEPEST:
-            yield os.path.join(place, below[0]), None
-        else:
+        if depth < _DEEPEST:
             todo += [(os.path.join(place, name), depth + 1) for name in reversed(below)]
 
 
@@ -263,13 +257,5 @@ def folder_of(directory: str) -> Path:
 
 
 def data_root() -> Path:
-    """Where prepared data lives: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-
-    Raises:
-      UserError: it begins with the home of nobody.
-    """
-    place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    try:
-        return Path(place).expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError(f"the environment variable TFDS_DATA_DIR is {shown(place)}: {error}") from error
+    """Where prepared data lives: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()

@@ -140,7 +140,7 @@ def look(directory: str, scoring: Scoring | None = None) -> Found:
         splits = {scoring.split: splits[scoring.split]}
     empty = [split for split in splits if not splits[split]]
     if empty:
-        why = [*faults, *left_out, *filter(None, [unused(folder, there.named)])]
+        why = [*faults, *left_out]
         raise UserError(
             f"{shown(folder)} has no pair of image and mask for the split '{empty[0]}': "
             + (brief(why, length=300) if why else "each split needs at least one")

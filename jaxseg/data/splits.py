@@ -70,11 +70,6 @@ def find_splits(folder: Path, scoring: Scoring | None = None) -> Splits:
     if not places or (scoring is None and "train" not in places):
         raise UserError(f"{shown(folder)} has no images to train on: {_due(folder)}")
     for split, (images, masks) in places.items():
-        if not masks.is_dir() and (split != "test" or scoring):
-            raise UserError(
-                f"{shown(images)} has no masks: they must be in {shown(masks)}, which is not there; beside it lie "
-                + brief([path.name for path in _folders(masks.parent) or _folders(folder)], 8)
-            )
         if split == "test" and scoring is None and not by_stem(masks, MASKS, []):
             lying = by_stem(images, IMAGES, [])
             found.left_out.append(f"{shown(images)}: {len(lying)} images without masks")
@@ -98,10 +93,8 @@ def _folders(folder: Path, name: str = "") -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             found = sorted(folder / entry.name for entry in entries if entry.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return []
-    except OSError as error:
-        raise UserError(f"cannot list {shown(folder)}: {error.strerror}") from error
     return [path for path in found if not name or path.name.lower() == name]
 
 
