@@ -1,7 +1,6 @@
 """Processes that meet, agree and watch each other: real ones, over real sockets, without JAX."""
 
 import concurrent.futures
-import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ import threading
 import time
 
 import pytest
+from strangers import STRANGERS, answering, visit
 
 from jaxseg.errors import UserError
 from jaxseg.processes import _listeners_give_way, meeting
@@ -170,44 +170,6 @@ def test_a_process_0_that_is_not_there_is_named_with_its_address(tmp_path):
     assert f"process 1 could not reach process 0 at --coordinator=localhost:{port} in 1 s (Connection refused)" in error
 
 
-ESCAPES = "\x1b[2J\x1b]0;mine\x07"
-RIGHT = {"id": 1, "of": 2, "host": ESCAPES, "pid": 1, "facts": {}, "token": "0" * 32, "proof": "0" * 64}
-STRANGERS = [  # each a list of what is sent, one after another
-    [b""],
-    [b"GET / HTTP/1.1\r\n\r\n"],
-    *([json.dumps(value).encode() + b"\n"] for value in ([], 5, None, "x", {}, {"id": 1, "of": 2}, {"nonce": []})),
-    *([b"[" * depth + b"\n"] for depth in (60_000, 100_000)),
-    [b'{"nonce":' * 20_000 + b"\n"],
-    [b"a" * 3_000_000],
-    [b"\xff\xfe\0\n"],
-    [b"9" * 10_000 + b"\n"],
-    [json.dumps(RIGHT).encode() + b"\n"],
-    [json.dumps({**RIGHT, "nonce": "0"}).encode() + b"\n", json.dumps(RIGHT).encode() + b"\n"],
-    *([b'{"nonce": "0"}\n', json.dumps({**RIGHT, **wrong}).encode() + b"\n"] for wrong in ({}, {"of": 3}, {"id": []})),
-    [b'{"nonce": "\\ud800\\u001b[2J"}\n', b'{"proof": "\\ud800"}\n'],
-    [b'{"nonce": "0"}\n{"nonce": "1"}\n{"nonce": "2"}\n'],
-]
-
-
-def visit(port: int, sent: list[bytes], *, stay: float = 0.0) -> bool:
-    """Whether a stranger found somebody at the port."""
-    for _ in range(100):
-        try:
-            with socket.create_connection(("localhost", port), timeout=5.0) as stranger:
-                for words in sent:
-                    stranger.sendall(words)
-                    stranger.settimeout(0.1)
-                    with contextlib.suppress(TimeoutError):
-                        stranger.recv(1000)
-                time.sleep(stay)
-            return True
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-        except OSError:  # it was turned away meanwhile
-            return True
-    return False
-
-
 def test_strangers_are_turned_away_and_told_of_once(tmp_path):
     port = free_port()
     first = start(0, 2, port, tmp_path, timeout=40.0)
@@ -223,23 +185,12 @@ def test_strangers_are_turned_away_and_told_of_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"echo", b"HTTP/1.1 400\r\n\r\n", b"[]\n", b"a" * 10**6, b'{"names": [], "jax": 1}\n']
+    "answer", [b"", b"echo", b"HTTP/1.1 400\r\n\r\n", b"[]\n", b"a" * 10**6, b'{"names": [], "jax": 1, "met": true}\n']
 )
 def test_a_stranger_at_the_address_of_process_0_is_not_believed(answer, tmp_path):
-    with socket.create_server(("localhost", 0)) as server:
-        other = start(1, 2, server.getsockname()[1], tmp_path, timeout=2.0)
+    with answering(answer) as (port, heard):
+        other = start(1, 2, port, tmp_path, timeout=2.0)
         (tmp_path / ".processes").write_text("0" * 32)
-
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection, contextlib.suppress(OSError):
-                        connection.sendall(connection.recv(1000) if answer == b"echo" else answer)
-                        heard.append(connection.recv(10_000))
-
-        heard: list[bytes] = []
-        threading.Thread(target=serve, daemon=True).start()
         ((status, _, error),) = ends(other)
     assert status == 1
     assert error.startswith("error: process 1 ") and "somebody else answers there" in error
