@@ -3,7 +3,6 @@
 What can't be written is left out, and that is said once, on the other stream or when this one takes something again.
 """
 
-import contextlib
 import io
 import os
 import select
@@ -43,14 +42,17 @@ def keep_streams() -> None:
         setattr(sys, name, kept)
 
 
-def print_line(text: str) -> None:
-    """Prints a line at once, from Python too: where that raises, the streams are kept from then on."""
-    try:
-        print(text, flush=True)
-    except (OSError, ValueError):
-        keep_streams()
-        with contextlib.suppress(OSError, ValueError):  # of a stream that somebody else put there
-            print(text, flush=True)
+def print_line(text: str, stream: str = "stdout") -> None:
+    """Prints a line at once to `sys.stdout` or `sys.stderr`, from Python too: where that raises, both are kept."""
+    for _ in range(2):
+        file = getattr(sys, stream)
+        if file is None:
+            return
+        try:
+            print(text, file=file, flush=True)
+            return
+        except (OSError, ValueError):  # of a stream that somebody else put there, the second time too
+            keep_streams()
 
 
 def _is_open(number: int) -> bool:

@@ -86,18 +86,60 @@ def test_those_who_outlive_a_lost_one_for_long_are_killed(tmp_path, monkeypatch)
     assert time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_ends_it(number, tmp_path):
-    command = f"(sys.executable, '-c', {CHILD!r})"
-    script = f"import sys; from jaxseg.launch import launch; sys.exit(launch(2, sys.argv[1:], command={command}))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path), "", "60"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+# Says when it is ready, and at SIGTERM saves for so many seconds.
+SAVING = """
+import os, signal, sys, time
+place = dict(word.lstrip("-").split("=") for word in sys.argv[1:] if word.startswith("--"))
+def save(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(float(sys.argv[2]))
+    open(f"{sys.argv[1]}/{place['process_id']}", "w").close()
+    os._exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def start_saving(folder, seconds: float, *before: str) -> subprocess.Popen:
+    script = (
+        "import sys; from jaxseg import launch, process; process.BURST = 0.2; "
+        f"sys.exit(launch.launch(2, sys.argv[1:], command=(sys.executable, '-c', {SAVING!r})))"
     )
+    command = [*before, sys.executable, "-c", script, str(folder), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for _ in range(2):
-        assert "cores" in process.stdout.readline()
+        assert "ready" in process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_signals_are_passed_on_once_and_all_save(number, pause, tmp_path):
+    process = start_saving(tmp_path, 1.0)
+    process.send_signal(number)
+    time.sleep(pause)
     process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number
-    assert starts(tmp_path) == [1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_a_third_signal_ends_all_at_once(tmp_path):
+    process, began = start_saving(tmp_path, 50.0), time.monotonic()
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 25 and list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(tmp_path):
+    process = start_saving(tmp_path, 0.0, "nohup")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and list(tmp_path.iterdir()) == []
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 def test_gpus_are_dealt_out_evenly(monkeypatch):

@@ -195,7 +195,11 @@ def test_a_real_network_is_trained_scored_and_used_by_the_commands(tiny, tmp_pat
     assert pathlib.Path(tmp_path / "out" / f"{image.stem}_overlay.png").is_file()
 
 
-STREAMS = [">&- 2>&- <&-", "| head -1", ">/dev/full 2>&1"]
+STREAMS = [
+    "| head -1",
+    pytest.param(">&- 2>&- <&-", marks=pytest.mark.nightly),
+    pytest.param(">/dev/full 2>&1", marks=pytest.mark.nightly),
+]
 
 
 @pytest.mark.slow

@@ -341,7 +341,7 @@ def test_processes_whose_classes_have_other_names_do_not_start(workplace, tmp_pa
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_first_record_that_differs_is_named_in_training_and_scoring(workplace, tmp_path):
     there = folders(tmp_path, ("red", "red"))
     workdir = f"--workdir={tmp_path / 'run'}"

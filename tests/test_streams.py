@@ -84,6 +84,22 @@ def test_a_stream_that_nobody_reads_is_left_out_and_said_where_it_goes_on():
     assert len(read) - len(whole) + int(note) == 200 * 1000 + len(b"end\n")
 
 
+@pytest.mark.parametrize("module", ["predict", "compare", "launch", "data.folder"])
+def test_every_command_keeps_its_streams(module):
+    """A full standard output gave the status 120 at the interpreter's end."""
+    code = f"import runpy, sys\nsys.argv = ['', '--help']\nrunpy.run_module('jaxseg.{module}', run_name='__main__')"
+    done = run(">/dev/full", code)
+    assert done.returncode == 0
+    assert done.stderr.count(b"No space left") == 1 and b"Traceback" not in done.stderr
+
+
+def test_what_python_says_of_preparing_is_lost_alone(tmp_path):
+    code = "from jaxseg.data.progress import say\nfor i in range(3):\n    say(str(i))\nopen(sys.argv[1], 'w').close()"
+    for redirected in ("2>/dev/full", "2>&-"):
+        assert run(redirected, f"import sys\n{code}", str(tmp_path / "file")).returncode == 0
+        assert (tmp_path / "file").exists()
+
+
 @pytest.mark.parametrize("begin", [COMMAND, PYTHON])
 def test_characters_beyond_the_encoding_are_escaped(begin):
     narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 
 import pytest
 from helpers import assert_same_run, flags_of, one_error, rows, tiny_config
@@ -242,7 +243,9 @@ def test_a_sweep_stopped_in_the_middle_goes_on_and_its_runs_are_those_of_no_swee
             break
     while "step 4/12 " not in (log.read_text() if log.exists() else ""):
         assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err

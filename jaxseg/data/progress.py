@@ -8,14 +8,16 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from jaxseg.streams import print_line
+
 T = TypeVar("T")
 
 
 def say(text: str, shown: bool = True) -> None:
     """Writes `text` as a line of its own to standard error, unless `shown` is False."""
     if shown:
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        with tqdm.external_write_mode():
+            print_line(text, "stderr")
 
 
 class _Lines:
@@ -39,7 +41,7 @@ class _Lines:
 @contextmanager
 def bar(total: int, what: str, unit: str, shown: bool = True) -> Iterator:
     """A context with an object whose `update(n)` counts on; nothing is written where `shown` is False."""
-    if shown and sys.stderr.isatty():
+    if shown and sys.stderr is not None and sys.stderr.isatty():
         with tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", dynamic_ncols=True, file=sys.stderr) as b:
             yield b
     else:
