@@ -91,6 +91,8 @@ def write(folder: pathlib.Path, texts: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as files:
             for name, text in texts.items():
-                files.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
+                files.enter_context(replacing(folder / name)).write_text(
+                    text, encoding="utf-8", errors="backslashreplace"
+                )
     except OSError as error:
         raise UserError(f"{folder} can't be written ({error.strerror or error}): choose another folder") from error

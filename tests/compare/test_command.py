@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxseg import compare as package
 from jaxseg.compare import __main__ as command
-from jaxseg.compare import compare, page
+from jaxseg.compare import compare, page, write
 from jaxseg.errors import UserError
 
 pytest_plugins = ["tiny_runs"]
@@ -148,3 +148,8 @@ def test_whatever_stands_in_a_file_there_is_a_report(file, data):
         assert names(pathlib.Path(root, "out")) == FILES
         assert lines[-1].startswith(("1 run of", "2 runs of"))
         package.write_reproduction([sound, spoilt], str(pathlib.Path(root, "README.md")), log=lines.append)
+
+
+def test_a_name_that_is_no_utf8_is_written_as_an_escape(tmp_path):
+    write(tmp_path / "out", {"table.md": "| caf\udce9 |\n"})
+    assert (tmp_path / "out" / "table.md").read_text() == "| caf\\udce9 |\n"
