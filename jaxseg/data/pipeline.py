@@ -89,13 +89,17 @@ def train_batches(
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker process: it ends with the one that started it, which may be killed, and leaves Ctrl-C to it."""
+    """In a worker process: it ends with the one that started it, which may be killed, and leaves signals to it.
+
+    A terminal, `timeout` or a batch system sends them to all processes of a run, and what saves needs its next batch.
+    """
 
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
 
 

@@ -1,6 +1,9 @@
 """The stream of batches: what a step holds follows from the seed and the step alone."""
 
 import functools
+import multiprocessing
+import os
+import signal
 from itertools import islice
 
 import numpy as np
@@ -99,6 +102,20 @@ def test_processes_share_the_batch(processes):
 @pytest.mark.parametrize("more", [{}, {"start_step": 3, "process_index": 1, "process_count": 2}])
 def test_worker_processes_change_nothing(more):
     assert all(map(same, take(5, **more), take(5, workers=2, **more)))
+
+
+def test_worker_processes_leave_signals_to_the_run():
+    """A terminal that is closed, or `timeout`, sends them to all of its processes."""
+    batches = train_batches(EVEN, seed=5, batch_size=4, augment=CROP, workers=1)
+    found = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert workers
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for worker in workers:
+            os.kill(worker.pid, number)
+    found += islice(batches, 11)
+    batches.close()
+    assert all(map(same, take(12), found))
 
 
 @given(st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 9))
