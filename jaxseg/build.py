@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, memory, resident
+from jaxseg import checkpoint, checksums, memory, resident
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError
@@ -168,7 +168,12 @@ def _check_step(config: ConfigDict, train_step: Callable, state: Any, mesh: Mesh
 
 
 def read_weights(
-    config: ConfigDict, model: nn.Module, workdir: pathlib.Path, class_names: Sequence[str]
+    config: ConfigDict,
+    model: nn.Module,
+    workdir: pathlib.Path,
+    class_names: Sequence[str],
+    *,
+    best_if_damaged: bool = False,
 ) -> tuple[ConfigDict, pretrained.Weights | None, list[str]]:
     """What a run starts from: its config with the normalisation it will have, weights if any, and lines on both.
 
@@ -178,7 +183,7 @@ def read_weights(
     Raises:
       UserError: the weights, or the run that is to be refined, can't be read or are of another network.
     """
-    if checkpoint.has_any(workdir, "latest"):
+    if checkpoint.has_any(workdir, "latest") or (best_if_damaged and checkpoint.has_any(workdir, "best")):
         # All is saved there: it goes on without the weights' file.
         before = configs.read(workdir).data
         return configs.with_normalisation(config, before.mean, before.std), None, []
@@ -213,11 +218,10 @@ def _first_stage(config: ConfigDict, model: Refined) -> pretrained.Weights:
                 f"{ours.get(field, 'not set')}: set it so, or take all from there, --config={configs.__file__}:{folder}"
             )
     configs.check_same_classes(data_info(config.data.name, config.data.version, config.data.dir), folder, base)
-    with checkpoint.Checkpoints(folder, read_only=True) as checkpoints:
-        kind, step = checkpoints.find("best")
-        variables = checkpoints.restore_variables(abstract_variables(model.first), kind, step)
+    notes = list(filter(None, [checksums.note(folder)]))
+    variables, _, step = checkpoint.read_variables(folder, abstract_variables(model.first), note=notes.append)
     tensors = {(path[0], "first", *path[1:]): np.asarray(tensor) for path, tensor in flatten_dict(variables).items()}
-    report = (f"the network of {folder} at step {step} is the first stage, and stays as it is",)
+    report = (*notes, f"the network of {folder} at step {step} is the first stage, and stays as it is")
     return pretrained.Weights(tensors, tuple(base.data.mean), tuple(base.data.std), report)
 
 

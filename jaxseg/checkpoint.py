@@ -5,25 +5,34 @@ only once the next is whole; a step that a resumed run comes to again is dropped
 `variables` (what was scored: parameters and batch statistics, or their moving averages), `optimizer` (step, optimizer
 state and what else training needs) and `progress` (JSON: scores so far, losses not yet written). The data stream's
 state is the step.
+
+Beside them lies `B2SUMS`, the checksums of all their files and the step, see `checksums`. It is written before the
+checkpoint gets its name, so one that has the name has checksums, and whatever is read is checked by them first.
 """
 
 import contextlib
 import copy
-import logging
+import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxseg.errors import UserError
-from jaxseg.files import CHECKPOINTS
+from jaxseg import checksums
+from jaxseg.errors import UserError, shown
+from jaxseg.files import CHECKPOINTS, read_bytes
 from jaxseg.state import TrainState, nonfinite
 
 KINDS = ("latest", "best")
+ITEMS = ("variables", "optimizer", "progress")
+DAMAGED = "damaged"  # the folder that a damaged checkpoint is moved to where the run goes on from another
+ROTATES = 2.0  # seconds that a checkpoint which is going may take to be gone, and one that comes to come
 
 
 class _Manager(ocp.CheckpointManager):
@@ -34,28 +43,31 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that waits for the last save and closes."""
+    """The checkpoints of one run; a context manager that waits for the last save and closes.
+
+    Attributes:
+      half_written: folders that a process which was killed has left.
+    """
 
     def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
         self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
         if read_only and not self.folder.is_dir():
             raise UserError(
-                f"{workdir} has no folder {CHECKPOINTS}/: it is no workdir of a run, or nothing was saved yet"
+                f"{shown(workdir)} has no folder {CHECKPOINTS}/: it is no workdir of a run, or nothing was saved yet"
             )
+        self._managers: dict[str, _Manager] = {}
         # Looked for before Orbax cleans up.
         self.half_written = sorted(str(path) for path in self.folder.glob("*/*.orbax-checkpoint-tmp*"))
-        with self._errors("open"), _quiet():
-            options = ocp.CheckpointManagerOptions(
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                max_to_keep=None if read_only else 1,
-            )
-            self._managers = {
-                kind: _Manager(self.folder / kind, options=options)
-                for kind in KINDS
-                if not read_only or (self.folder / kind).is_dir()
-            }
+        if read_only:
+            return
+        for kind in KINDS:
+            with self._errors("open", kind):
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=1,
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=lambda kind=kind: self._sum(kind)),
+                )
+                self._managers[kind] = _Manager(self.folder / kind, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,7 +83,9 @@ class Checkpoints:
         return self._step("latest")
 
     def _step(self, kind: str) -> int | None:
-        return self._managers[kind].latest_step() if kind in self._managers else None
+        if kind in self._managers:
+            return self._managers[kind].latest_step()
+        return max(steps(self.folder / kind), default=None)
 
     def find(self, which: str | int) -> tuple[str, int]:
         """The folder and step that 'best', 'latest' or a number names; 'best' is the latest where none was scored.
@@ -90,7 +104,40 @@ class Checkpoints:
             if str(which) == str(step):
                 return kind, step
         have = ", ".join(f"{kind} ({step})" for kind, step in there.items())
-        raise UserError(f"there is no checkpoint '{which}' in {self.folder}: there are {have}")
+        raise UserError(f"there is no checkpoint '{shown(which)}' in {self.folder}: there are {have}")
+
+    def where_to_go_on(self, *, best_if_damaged: bool) -> tuple[int, str, list[str]]:
+        """The step that a run goes on from, 0 for none, the kind it is saved as, and lines on it.
+
+        Args:
+          best_if_damaged: whether that is the best one where the latest is damaged or gone.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        latest, best = self._step("latest"), self._step("best")
+        found = self.fault("latest", latest) if latest is not None else "there is none"
+        if found and best is not None and best_if_damaged:
+            if of_best := self.fault("best", best):
+                raise self.damaged("best", best, of_best)
+            return best, "best", [f"going on from the best checkpoint, for the latest ({latest}) is damaged: {found}"]
+        if latest is None:
+            return 0, "latest", []
+        if found:
+            raise self.damaged("latest", latest, found)
+        return latest, "latest", []
+
+    def move_away(self, kind: str) -> None:
+        """Moves the checkpoint of a kind, if any, to the folder of damaged ones."""
+        step = self._step(kind)
+        if step is None:
+            return
+        with self._errors("write"):
+            target = self.folder / DAMAGED / f"{kind}-{step}"
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            (self.folder / kind / str(step)).rename(target)
 
     def save(self, kind: str, state: TrainState, progress: Mapping[str, Any]) -> None:
         """Starts saving as 'latest' or 'best'; the state may be donated as soon as this returns.
@@ -108,6 +155,7 @@ class Checkpoints:
             if step in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
                 manager.delete(step)
+            self._saving = step
             manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -116,7 +164,14 @@ class Checkpoints:
                     progress=ocp.args.JsonSave(copy.deepcopy(dict(progress))),
                 ),
                 force=True,
+                custom_metadata={"checksums": checksums.SUMS},
             )
+
+    def _sum(self, kind: str) -> None:
+        """Writes the checksums of a checkpoint whose items are whole and which has not its name yet; in process 0."""
+        (folder,) = (self.folder / kind).glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        of_items = [name for name in checksums.files_in(folder) if name.partition("/")[0] in ITEMS]
+        checksums.write(folder, _title(self._saving), of_items)
 
     def wait(self) -> None:
         """Returns once the last save is on disk.
@@ -128,24 +183,30 @@ class Checkpoints:
             for manager in self._managers.values():
                 manager.wait_until_finished()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest state in the shapes and shardings of `like`, and its progress.
+    def fault(self, kind: str, step: int, parts: tuple[str, ...] = ITEMS) -> str | None:
+        """What is wrong with the files of a checkpoint, or of items of it: '' for nothing, None without checksums."""
+        folder = self.folder / kind / str(step)
+        found = checksums.fault(folder, _title(step), parts)
+        if found is None:
+            with contextlib.suppress(OSError):
+                if checksums.SUMS in (folder / "_CHECKPOINT_METADATA").read_text(errors="replace"):
+                    return f"{checksums.SUMS} is missing"
+        return found
+
+    def restore(self, like: TrainState, kind: str = "latest") -> tuple[TrainState, dict[str, Any]]:
+        """The state of a kind in the shapes and shardings of `like`, and its progress.
 
         Raises:
           UserError: the checkpoint is of another network, damaged or not finite.
         """
-        like, step = _abstract(like), self.latest
-        with self._errors("read", f"latest/{step}"):
-            items = self._managers["latest"].restore(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(item) for name, item in like.to_items().items()},
-                    progress=ocp.args.JsonRestore(),
-                ),
-            )
-        self._check_finite(items["variables"], f"latest/{step}")
-        self._check_finite(items["optimizer"], f"latest/{step}")
-        return like.from_items(items), items.progress
+        like, step = _abstract(like), self._step(kind)
+        folder = self._checked(kind, step, ITEMS)
+        with self._errors("read", f"{kind}/{step}"):
+            items = {name: _restore(folder / name, item) for name, item in like.to_items().items()}
+            progress = json.loads(read_bytes(folder / "progress" / "metadata", most=2**28))
+        for item in items.values():
+            self._check_finite(item, f"{kind}/{step}")
+        return like.from_items(items), progress
 
     def restore_variables(self, like: Mapping[str, Any], kind: str, step: int) -> dict[str, Any]:
         """The model's variables alone, in the shapes and shardings of `like`; `kind` and `step` as `find` gives them.
@@ -153,9 +214,9 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another network, damaged or not finite.
         """
+        folder = self._checked(kind, step, ("variables",))
         with self._errors("read", f"{kind}/{step}"):
-            args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
-            variables = self._managers[kind].restore(step, args=args).variables
+            variables = _restore(folder / "variables", _abstract(like))
         self._check_finite(variables, f"{kind}/{step}")
         return variables
 
@@ -166,6 +227,20 @@ class Checkpoints:
                 f"the checkpoint {self.folder / which} holds NaN or infinity, in {broken[0]} first: its run blew up; "
                 "move it away, or name another with --checkpoint"
             )
+
+    def _checked(self, kind: str, step: int, parts: tuple[str, ...]) -> pathlib.Path:
+        if found := self.fault(kind, step, parts):
+            raise self.damaged(kind, step, found)
+        return self.folder / kind / str(step)
+
+    def damaged(self, kind: str, step: int, found: str) -> UserError:
+        """The error of a checkpoint that is not as it was written, with what is there besides."""
+        others = [f"{other} ({there})" for other in KINDS if other != kind and (there := self._step(other)) is not None]
+        instead = f", or take {' or '.join(others)} in its place" if others else ""
+        return UserError(
+            f"the checkpoint {self.folder / kind / str(step)} can't be read ({found}): it is damaged; move it away to "
+            f"start again without it{instead}: --best_if_damaged in training, --checkpoint elsewhere"
+        )
 
     @contextlib.contextmanager
     def _errors(self, verb: str, which: str = "") -> Iterator[None]:
@@ -178,12 +253,16 @@ class Checkpoints:
             what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if verb == "read":
                 raise UserError(
-                    f"the checkpoint {self.folder / which} can't be read ({what}): it is damaged or of another "
+                    f"the checkpoint {self.folder / which} can't be read ({shown(what)}): it is damaged or of another "
                     "network; move it away to start again without it, or name another with --checkpoint"
+                ) from error
+            if verb == "open" and not isinstance(error, OSError):
+                raise UserError(
+                    f"the checkpoints in {self.folder / which} can't be opened ({shown(what)}): move the one away"
                 ) from error
             safe = sorted(int(path.name) for path in self.folder.glob("*/*") if path.name.isdigit())
             raise UserError(
-                f"checkpoints can't be written to {self.folder} ({what}{_free_space(self.folder)}); "
+                f"checkpoints can't be written to {self.folder} ({shown(what)}{_free_space(self.folder)}); "
                 + (f"step {safe[-1]} is safe there" if safe else "nothing was saved yet")
                 + ": make room or choose another --workdir, then start again"
             ) from error
@@ -194,16 +273,100 @@ def has_any(workdir: str | pathlib.Path, kind: str = "*") -> bool:
     return any(path.name.isdigit() for path in (pathlib.Path(workdir) / CHECKPOINTS).glob(f"{kind}/*"))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Orbax warns of every folder that is opened to be read that it is opened to be read.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def steps(folder: pathlib.Path) -> list[int]:
+    """The checkpoints that are whole in the folder of a kind."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def read_variables(
+    workdir: str | pathlib.Path,
+    like: Mapping[str, Any],
+    which: str | int = "best",
+    note: Callable[[str], object] = lambda line: None,
+) -> tuple[dict[str, Any], str, int]:
+    """The model's variables of a checkpoint, its kind and its step; also while the run goes on.
+
+    Where the checkpoint gives way to the next while it is read, the next is taken. All processes of a command call this
+    and get the same one, which process 0 finds.
+
+    Args:
+      like: shapes and shardings.
+      which: 'best', 'latest' or a step, as `Checkpoints.find` takes it.
+      note: called with a line where the checkpoint has no checksums.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged or of another network.
+    """
+    while True:
+        checkpoints = Checkpoints(workdir, read_only=True)
+        _wait_for_best(checkpoints.folder, which)
+        kind, step = _of_process_0(*checkpoints.find(which))
+        folder = checkpoints.folder / kind / str(step)
+        listed = checksums.names(folder)
+        found = checkpoints.fault(kind, step, ("variables",))
+        gone = _any_process(bool(found) and _is_going(folder, listed))
+        if gone:
+            continue
+        if _any_process(bool(found)):
+            raise checkpoints.damaged(kind, step, found or "another process of this command can't read it")
+        try:
+            variables = checkpoints.restore_variables(like, kind, step)
+        except UserError:
+            if jax.process_count() > 1 or not _is_going(folder, listed):
+                raise
+            continue
+        if _any_process(_is_going(folder, listed, patience=0.0)):
+            continue
+        if found is None:
+            note(checksums.note(folder))
+        return variables, kind, step
+
+
+def _wait_for_best(folder: pathlib.Path, which: str | int) -> None:
+    # A run that comes to its best step a second time drops that checkpoint before it writes it again.
+    deadline = time.monotonic() + ROTATES
+    while which == "best" and not steps(folder / "best") and any((folder / "best").glob("*")):
+        if time.monotonic() > deadline:
+            break  # left behind by a process that was killed
+        time.sleep(0.05)
+
+
+def _is_going(folder: pathlib.Path, listed: list[str], patience: float = ROTATES) -> bool:
+    """Whether the run is removing a checkpoint, or has: some of its files are missing, and soon all."""
+    deadline = time.monotonic() + patience
+    while not all((folder / name).exists() for name in listed) or not listed:
+        if not folder.exists() or not patience:
+            return True
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return False
+
+
+def _of_process_0(kind: str, step: int) -> tuple[str, int]:
+    if jax.process_count() == 1:
+        return kind, step
+    from jax.experimental import multihost_utils
+
+    index, step = multihost_utils.broadcast_one_to_all(np.array([KINDS.index(kind), step], np.int32))
+    return KINDS[int(index)], int(step)
+
+
+def _any_process(value: bool) -> bool:
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def _title(step: int) -> str:
+    return f"step {step}"
+
+
+def _restore(folder: pathlib.Path, like: Any) -> Any:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        return reader.restore(folder, args=ocp.args.StandardRestore(like))
 
 
 def _free_space(folder: pathlib.Path) -> str:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxseg import files
+from jaxseg import checksums, files
 from jaxseg.errors import UserError, shown
 
 
@@ -277,9 +277,7 @@ def read_json(path: str | os.PathLike, file: File) -> Any:
       FileNotFoundError: there is no such file.
       UserError: it is not of that form, no regular file, too large or can't be read.
     """
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"there is no {shown(path)}")
-    return parse(files.read_bytes(path, most=file.most), file, path)
+    return parse(checksums.read_sealed(path, most=file.most), file, path)
 
 
 def read_run(workdir: str | os.PathLike) -> dict[str, Any]:

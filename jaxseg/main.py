@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxseg import fields
+from jaxseg import checksums, fields
 from jaxseg.environment import check_environment
 from jaxseg.errors import UserError, shown
 from jaxseg.lookup import nearest
@@ -59,6 +59,12 @@ START_TIMEOUT = flags.DEFINE_float("start_timeout", 50.0, "With several processe
 SILENCE_TIMEOUT = flags.DEFINE_float(
     "silence_timeout", 120.0, "With several processes: seconds that one may be silent before the run ends."
 )
+BEST_IF_DAMAGED = flags.DEFINE_bool(
+    "best_if_damaged",
+    False,
+    "Go on from the best checkpoint where the latest is damaged or was moved away; without it such a run is refused.",
+)
+flags.DEFINE_bool("accept_edited", False, checksums.ACCEPT_EDITED)
 SWEEP = flags.DEFINE_multi_string(
     "sweep",
     [],
@@ -92,6 +98,9 @@ def parse(argv: list[str]) -> list[str]:
 
         words["config"] = f"{config.__file__}:{words['workdir']}"
         argv = [argv[0], f"--config={words['config']}", *argv[1:]]
+    accept = words.get("accept_edited", "false") not in ("false", "False", "0")
+    # For as long as the command runs, and from before its config is read, which may be a run's.
+    checksums.accepting_edited(accept).__enter__()
     if not {"help", "helpfull", "helpshort", "h", "?"} & set(words):
         check_config(words.get("config", ""), [word for word in words if word.startswith("config.")])
     try:
@@ -205,14 +214,15 @@ def run(_) -> None:
             if _place():
                 raise UserError("--sweep starts one run after another on one machine: leave it, or the processes, out")
             given = [f"--config.{field}={value}" for field, value in overrides.items()]
-            sweep(CONFIG.value, SWEEP.value, workdir, [f"--config={config_file}", *given])
+            switches = [f"--{name}" for name in ("best_if_damaged", "accept_edited") if flags.FLAGS[name].value]
+            sweep(CONFIG.value, SWEEP.value, workdir, [f"--config={config_file}", *given, *switches])
         else:
             from jaxseg.config import flatten
             from jaxseg.train import train
 
             with _group(workdir, {"config": flatten(CONFIG.value)}) as group:
                 use_compile_cache()
-                train(CONFIG.value, workdir, group=group)
+                train(CONFIG.value, workdir, group=group, best_if_damaged=BEST_IF_DAMAGED.value)
     except Interrupted as signal:
         ignore_signals()
         # What shells give for a process that a signal ended.

@@ -4,14 +4,16 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxseg import checksums
 from jaxseg import config as configs
-from jaxseg.checkpoint import Checkpoints
+from jaxseg.checkpoint import read_variables
 from jaxseg.data import DataInfo
 from jaxseg.data.headers import ORIENTATIONS, SHOWN, STORED, kind_of
 from jaxseg.environment import check_environment
@@ -136,20 +138,27 @@ class Predictor:
 def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predictor:
     """The trained network of a run.
 
+    The run may be going on: where a checkpoint gives way to the next while it is read, the next is loaded.
+
     Args:
       workdir: of `jaxseg.main`.
       checkpoint: 'best' by the score that `train.best` names, 'latest' or a step.
 
     Raises:
-      UserError: `workdir` holds no run, or no such checkpoint.
+      UserError: `workdir` holds no run, no such checkpoint or a damaged one, or its `config.json` or `info.json` was
+        edited by hand, see `checksums.accepting_edited`. A run without checksums is loaded with a warning.
     """
+    return _load(workdir, checkpoint, lambda line: warnings.warn(line, stacklevel=3))
+
+
+def _load(workdir: str | os.PathLike, checkpoint: str | int, note: Callable[[str], object]) -> Predictor:
     config = configs.read(workdir)
     configs.validate(config)
     info = configs.read_info(workdir, config)
+    if line := checksums.note(workdir):
+        note(line)
     model = configs.build_model(config, info.num_classes)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        kind, step = checkpoints.find(checkpoint)
-        variables = checkpoints.restore_variables(abstract_variables(model), kind, step)
+    variables, _, step = read_variables(workdir, abstract_variables(model), checkpoint, note)
     protocol = from_config(config.eval)
     size = protocol.size if protocol.name in ("resize", "resize_labels") else None
     orientation = ORIENTATIONS[config.data.orientation]
@@ -229,7 +238,7 @@ def predict_files(
         raise UserError(f"--input={shown(source)} is neither a file nor a folder")
     names = _names([path for path in files if _seems_an_image(path)])
     _check_outputs(names, output_path)
-    predictor = load(workdir, checkpoint=checkpoint)
+    predictor = _load(workdir, checkpoint, log)
     try:
         output_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -338,8 +347,9 @@ def main() -> None:
         help="shown: turned as EXIF or TIFF say; stored: as the pixels lie; by default as the run's data.orientation, "
         "shown unless that is stored",
     )
+    parser.add_argument("--accept_edited", action="store_true", help=checksums.ACCEPT_EDITED)
     args = parser.parse_args()
-    with one_line_errors():
+    with one_line_errors(), checksums.accepting_edited(args.accept_edited):
         check_environment()
         use_compile_cache()
         predict_files(

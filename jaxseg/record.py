@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxseg import checksums, figures, files, forms
 from jaxseg import config as configs
-from jaxseg import figures, files, forms
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.data import Dataset
 from jaxseg.errors import UserError, shown
@@ -66,6 +66,8 @@ class Record:
       split: that is scored; its name stands before and beside every score.
       progress: what a checkpoint keeps, see `FRESH`.
       lower_is_better: whether the lowest of the score that `train.best` names is the best.
+
+    `still_there` raises a `UserError` where the workdir was moved: nothing is written then.
     """
 
     def __init__(
@@ -81,13 +83,14 @@ class Record:
         start: int,
         num_steps: int,
         split: str,
+        still_there: Callable[[], None] = lambda: None,
     ):
         self.config, self.workdir, self.dataset, self.mesh = config, workdir, dataset, mesh
         self.checkpoints, self.writers, self.num_steps = checkpoints, writers, num_steps
         self.split = split
         self.progress = copy.deepcopy(progress)
         self.lower_is_better = configs.lower_is_better(config.train.best, config.eval.published)
-        self._start, self._steps = start, 0
+        self._start, self._steps, self._still_there = start, 0, still_there
         self._num_images = dataset.lengths[dataset.train_split]
         self._pending: list[tuple[Mapping[str, jax.Array], list[str]]] = []
         self._facts: dict[str, Any] = {}
@@ -102,8 +105,8 @@ class Record:
         config, dataset, device = self.config, self.dataset, self.mesh.devices.flat[0]
         size = sum(x.size for x in jax.tree.leaves(variables["params"]))
         lengths = ", ".join(f"{count} {split}" for split, count in dataset.lengths.items())
-        self._write(files.CONFIG, configs.to_json(config))
-        self._write(files.INFO, dataset.info.to_json())
+        if jax.process_index() == 0:
+            checksums.seal(self.workdir, {files.CONFIG: configs.to_json(config), files.INFO: dataset.info.to_json()})
         crop = config.data.crop_size
         image_size = [crop, crop] if isinstance(crop, int) else list(crop)
         before = {}
@@ -310,7 +313,7 @@ class Record:
             yield
         except BaseException as error:
             asked = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit | GeneratorExit)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 self.status("stopped" if asked else "failed")
             raise
 
@@ -343,6 +346,7 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
+            self._still_there()
             with files.replacing(self.workdir / name) as temporary:
                 temporary.write_text(text)
 

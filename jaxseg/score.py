@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxseg import checkpoint, files, metrics, protocols, published
+from jaxseg import checkpoint, checksums, files, metrics, protocols, published
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, Scoring, default_split, open_dataset, pipeline
 from jaxseg.errors import UserError
@@ -254,13 +254,13 @@ def eval_run(
     configs.check_same_classes(info, workdir, own_config)
     model = configs.build_model(config, info.num_classes)
     eval_step = build_eval_step(config, model, mesh, info)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        kind, step = checkpoints.find(which)
-        if group:
-            group.agree({"checkpoint": {"kind": kind, "step": step}})
-        whole = abstract_variables(model, NamedSharding(mesh, P()))
-        variables = checkpoints.restore_variables(whole, kind, step)
-    started, silent = time.perf_counter(), jax.process_index() > 0
+    silent = jax.process_index() > 0
+    note = log if not silent else lambda line: None
+    if line := checksums.note(workdir):
+        note(line)
+    whole = abstract_variables(model, NamedSharding(mesh, P()))
+    variables, kind, step = checkpoint.read_variables(workdir, whole, which, note)
+    started = time.perf_counter()
     with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=silent or None) as bar:
         result = score_split(config, dataset, split, eval_step, variables, mesh, bar.update)
     if silent:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from jaxseg import build, checkpoint, record
+from jaxseg import build, checkpoint, checksums, lock, record
 from jaxseg import config as configs
 from jaxseg.data import data_info
 from jaxseg.errors import UserError
@@ -24,25 +24,49 @@ from jaxseg.step import create_mesh, gather, put_batch
 from jaxseg.writers import open_writers, print_line
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group: Group | None = None) -> None:
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    log=print_line,
+    group: Group | None = None,
+    *,
+    best_if_damaged: bool = False,
+) -> None:
     """Trains, scores and saves the run of `config` in `workdir`; goes on where a run of the same config was stopped.
 
     Leaves there `config.json`, `info.json`, `run.json`, `metrics.jsonl`, `events/`, `checkpoints/`, `evaluations/`,
-    `figures/` and `curves.png`.
+    `figures/`, `curves.png` and the checksums `B2SUMS`. No other run trains there meanwhile, see `lock`; readers may
+    read at any time. A run whose workdir is moved or deleted ends.
 
     Args:
       config: every field of `configs/default.py`.
       workdir: a folder that is there or is made.
       log: called with each line of text.
       group: the processes that train together, each of which calls this; None for this one alone.
+      best_if_damaged: whether a run whose latest checkpoint is damaged, or was moved away, goes on from the best one;
+        the damaged one is moved to `checkpoints/damaged/`.
 
     Raises:
-      UserError: a mistake in the config, the data, the weights or the workdir, or a loss that is no number.
+      UserError: a mistake in the config, the data, the weights or the workdir, another run that trains there, a damaged
+        checkpoint, or a loss that is no number.
       Interrupted: after a signal, once the state is saved.
     """
-    # ------------------------------------------------------------------------------------------------ what is asked for
-    workdir = pathlib.Path(workdir)
     configs.validate(config)
+    # The others see what process 0 does, and end with it.
+    first = jax.process_index() == 0
+    with lock.hold(workdir, log) if first else contextlib.nullcontext(lambda: None) as still_there:
+        _train(config, pathlib.Path(workdir), log, group, still_there, best_if_damaged)
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    log: Callable[[str], object],
+    group: Group | None,
+    still_there: Callable[[], None],
+    best_if_damaged: bool,
+) -> None:
+    # ------------------------------------------------------------------------------------------------ what is asked for
     info = data_info(config.data.name, config.data.version, config.data.dir)
     if group:
         # Before anything that all of them do together, which one that takes another way would leave them waiting in.
@@ -50,9 +74,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         group.agree({"config": configs.flatten(config), "classes": of_classes(info), "workdir": has})
     build.check_score(config, info)
     model = configs.build_model(config, info.num_classes)
-    config, weights, notes = build.read_weights(config, model, workdir, info.class_names)
+    config, weights, notes = build.read_weights(
+        config, model, workdir, info.class_names, best_if_damaged=best_if_damaged
+    )
     if checkpoint.has_any(workdir):
         configs.check_same(config, workdir)
+        notes += filter(None, [checksums.note(workdir)])
     mesh = create_mesh()
     build.check_batch_sizes(config, mesh)
 
@@ -80,14 +107,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
         contextlib.ExitStack() as stack,
     ):
         # ---------------------------------------------------------------------------------------- where it goes on
-        start, progress = checkpoints.latest or 0, record.FRESH
+        start, kind, lines = checkpoints.where_to_go_on(best_if_damaged=best_if_damaged)
+        notes, progress = [*notes, *lines], record.FRESH
         if group:
-            group.agree({"workdir": {"latest checkpoint": start}})
+            group.agree({"workdir": {f"{kind} checkpoint": start}})
+        if kind == "best" and jax.process_index() == 0:
+            checkpoints.move_away("latest")
         if start > num_steps:
             raise UserError(f"{workdir} is trained to step {start} already, beyond train.num_steps {num_steps}")
         if start:
-            state, progress = checkpoints.restore(state)
-            progress = record.from_checkpoint(progress, checkpoints.folder / "latest" / str(start))
+            state, progress = checkpoints.restore(state, kind)
+            progress = record.from_checkpoint(progress, checkpoints.folder / kind / str(start))
         writers = stack.enter_context(
             open_writers(
                 workdir,
@@ -109,6 +139,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
             start=start,
             num_steps=num_steps,
             split=split,
+            still_there=still_there,
         )
         progress = run.progress
         run.greet(model, gather(state.eval_variables, mesh))
@@ -136,6 +167,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                 state, losses = steps.train(state, images(batch) if images is not None else put_batch(batch, mesh))
                 run.step(losses, batch["ids"])
 
+            still_there()
             if step > start and (step % config.train.log_every == 0 or step == num_steps):
                 run.flush()
                 run.row(step, steps.learning_rate(state))
@@ -154,6 +186,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, log=print_line, group:
                 except Interrupted as interrupted:
                     stopped = interrupted.number
                 else:
+                    still_there()
                     score, is_best = run.evaluation(step, *scored)
                     if group:  # one decides for all, though each has the same numbers
                         own = [score, is_best, {key: progress[key] for key in record.DECIDED}]

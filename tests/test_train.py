@@ -13,7 +13,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, steps, use
+from helpers import TIMES, assert_same_run, at_step, flags_of, rows, saved, seal_again, steps, use
 
 import jaxseg
 from jaxseg import checkpoint, score
@@ -119,7 +119,7 @@ def test_pictures_curves_and_events_are_written(finished):
 def test_nothing_half_written_is_left(finished):
     assert [path for path in finished.rglob("*") if ".tmp" in path.name or "orbax-checkpoint-tmp" in path.name] == []
     assert sorted(path.name for path in finished.iterdir()) == [
-        *("checkpoints", "config.json", "curves.png", "evaluations", "events", "figures", "info.json"),
+        *("B2SUMS", "checkpoints", "config.json", "curves.png", "evaluations", "events", "figures", "info.json"),
         *("metrics.jsonl", "run.json"),
     ]
 
@@ -476,6 +476,7 @@ def test_a_run_from_before_there_was_a_choice_of_scores_goes_on(finished_copy, t
     path.write_text(
         json.dumps({"best_mean_iou": 2.0, **{key: progress[key] for key in ("best_step", "evaluated", "losses")}})
     )
+    seal_again(folder)
     (finished_copy / "run.json").unlink()
     train(tiny.config(train__num_steps=14), finished_copy, log=lambda line: None)
     progress = saved(finished_copy, "latest")["progress"]
@@ -584,6 +585,7 @@ def test_images_of_ones_own(tiny, tmp_path, capfd):
 def test_data_with_other_classes_is_refused(finished_copy, tiny):
     info = finished_copy / "info.json"
     info.write_text(info.read_text().replace('"sky"', '"ceiling"'))
+    seal_again(finished_copy)
     before = info.read_text()
     message = r"run was trained with the classes ceiling, building, .*; the data has sky, building, .* now: give it"
     with pytest.raises(UserError, match=message):

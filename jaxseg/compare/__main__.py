@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import sys
 
+from jaxseg import checksums
 from jaxseg.compare import IMAGES, compare, write_reproduction
 from jaxseg.streams import keep_streams
 
@@ -33,6 +34,7 @@ def main() -> None:
         metavar="FILE",
         help="write the table of published experiments there: configs/reproduce/README.md",
     )
+    parser.add_argument("--accept_edited", action="store_true", help=checksums.ACCEPT_EDITED)
     args = parser.parse_args()
     if not (args.output or args.reproduce):
         parser.error("where to? --output=DIR is missing")
@@ -41,7 +43,7 @@ def main() -> None:
     from jaxseg.environment import check_environment
     from jaxseg.process import one_line_errors, use_compile_cache
 
-    with one_line_errors():
+    with one_line_errors(), checksums.accepting_edited(args.accept_edited):
         check_environment()
         use_compile_cache()
         if args.output:

@@ -10,6 +10,7 @@ import tempfile
 
 import pytest
 import written_runs
+from helpers import seal_again
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def test_finished_and_broken_runs_in_one_command(workplace, finished, tiny, tmp_
     config = json.loads((other / "config.json").read_text())
     config["train"]["seed"] = 5
     (other / "config.json").write_text(json.dumps(config))
+    seal_again(other)
     (tmp_path / "broken").mkdir()
     arguments = [str(finished), str(other), str(tmp_path / "broken"), f"--output={tmp_path / 'out'}", "--images=2"]
     status, out, err = workplace.run("jaxseg.compare", *arguments)

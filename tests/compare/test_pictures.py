@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import seal_again
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -63,6 +64,7 @@ def copies(finished, tmp_path, *learning_rates):
         config = json.loads((folder / "config.json").read_text())
         config["optim"]["learning_rate"] = rate
         (folder / "config.json").write_text(json.dumps(config))
+        seal_again(folder)
         yield folder
 
 
@@ -89,6 +91,7 @@ def test_data_that_is_gone_leaves_the_pictures_out(finished, tiny, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["data"]["dir"] = str(tmp_path / "nowhere")
     (folder / "config.json").write_text(json.dumps(config))
+    seal_again(folder)
     found, [note] = pictures.sheets(runs.group(runs.read_runs([folder])[0]), 2, lambda line: None)
     assert found == []
     assert note.startswith("no pictures of camvid (rate 0.1)") and "nowhere" in note
