@@ -194,6 +194,18 @@ def with_normalisation(config: ConfigDict, mean: Sequence[float], std: Sequence[
     return config
 
 
+def check_normalised(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Refuses the config of a run without the normalisation that it wrote there when it began.
+
+    Raises:
+      UserError: names the entry.
+    """
+    for field in ("mean", "std"):
+        if len(config.data[field]) != 3:
+            path, remedy = pathlib.Path(workdir) / files.CONFIG, forms.FORMS[files.CONFIG].remedy
+            raise forms.broken(path, f"data.{field}", config.data[field], "three numbers", remedy)
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of a config, with a refiner behind it where there is a `refine.base`.
 

@@ -63,7 +63,13 @@ class Predictor:
             return jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False))
 
         self._probs = jax.jit(probabilities)
-        self._preds = jax.jit(lambda variables, images: probabilities(variables, images).argmax(-1).astype(jnp.uint8))
+
+        def preds(variables, images):
+            probs = probabilities(variables, images)
+            # The argmax of NaN is class 0; 255 is none.
+            return jnp.where(jnp.isfinite(probs).all(-1), probs.argmax(-1), 255).astype(jnp.uint8)
+
+        self._preds = jax.jit(preds)
 
     def __call__(self, image: np.ndarray, *, probabilities: bool = False, window: int | None = None) -> np.ndarray:
         """The class of every pixel of one image, at the image's own size.
@@ -81,7 +87,8 @@ class Predictor:
           uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
 
         Raises:
-          UserError: `image` is not uint8 `[H, W, 3]`, or `window` is less than 32.
+          UserError: `image` is not uint8 `[H, W, 3]`, `window` is less than 32, or the network's probabilities of the
+            image are not finite.
         """
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -102,7 +109,16 @@ class Predictor:
         padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
         padded[...] = self._fill
         padded[0, :height, :width] = image
-        return np.asarray(run(self.variables, padded))[0, :height, :width]
+        return self._run(run, padded)[0, :height, :width]
+
+    def _run(self, run, images: np.ndarray) -> np.ndarray:
+        found = np.asarray(run(self.variables, images))
+        if not (np.isfinite(found) if found.dtype != np.uint8 else found != 255).all():
+            raise UserError(
+                f"the network of step {self.step} gives this image logits that are not finite: "
+                "choose another checkpoint, or train with a lower optim.learning_rate or with model.dtype float32"
+            )
+        return found
 
     def _resized(self, image: np.ndarray, probabilities: bool) -> np.ndarray:
         import cv2
@@ -124,7 +140,7 @@ class Predictor:
 
     def _in_windows(self, image: np.ndarray, window: int, probabilities: bool) -> np.ndarray:
         found = strips(
-            lambda windows: np.asarray(self._probs(self.variables, windows)),
+            lambda windows: self._run(self._probs, windows),
             [image],
             size=(window, window),
             stride=(window // 2, window // 2),
@@ -154,6 +170,7 @@ def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predi
 def _load(workdir: str | os.PathLike, checkpoint: str | int, note: Callable[[str], object]) -> Predictor:
     config = configs.read(workdir)
     configs.validate(config)
+    configs.check_normalised(config, workdir)
     info = configs.read_info(workdir, config)
     if line := checksums.note(workdir):
         note(line)

@@ -109,12 +109,7 @@ class Record:
             checksums.seal(self.workdir, {files.CONFIG: configs.to_json(config), files.INFO: dataset.info.to_json()})
         crop = config.data.crop_size
         image_size = [crop, crop] if isinstance(crop, int) else list(crop)
-        before = {}
-        if self._start:
-            try:
-                before = forms.read_run(self.workdir)
-            except UserError as error:
-                self.writers.message(f"{error}; it is written anew now")  # no result depends on it
+        before = forms.read_run(self.workdir) if self._start else {}
         self._facts = {
             "parameters": size,
             # Tracing a large network takes seconds.

@@ -242,6 +242,7 @@ def eval_run(
             )
         config.update_from_flattened_dict({field: value})
     configs.validate(config)
+    configs.check_normalised(config, workdir)
     protocol = protocols.from_config(config.eval)
     mesh = create_mesh()
     check_batch_size(config.data.eval_batch_size, mesh.size, "data.eval_batch_size")

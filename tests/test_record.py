@@ -10,6 +10,7 @@ import optax
 import pytest
 from helpers import at_step, rows, saved, steps
 
+import jaxseg
 from jaxseg import build, metrics
 from jaxseg.checkpoint import Checkpoints
 from jaxseg.compare import runs
@@ -152,6 +153,16 @@ def test_an_evaluation_whose_logits_are_not_finite_is_never_the_best(fields, tin
     assert json.loads((tmp_path / "evaluations" / "val-best.json").read_text())["step"] == 4
     [line] = [line for line in lines if line.startswith("step 8: val")]
     assert "not finite" in line and "best so far" not in line
+
+
+@pytest.mark.parametrize("window", [None, 32])
+def test_a_network_whose_logits_are_not_finite_predicts_nothing(window, finished, tiny):
+    predictor, image = jaxseg.load(finished), np.zeros((40, 48, 3), np.uint8)
+    assert predictor(image, window=window).shape == (40, 48)
+    predictor.variables["params"]["classifier"]["bias"] = jnp.full(11, 3e38).at[0].set(jnp.inf)
+    for probabilities in (False, True):
+        with pytest.raises(UserError, match="not finite"):
+            predictor(image, window=window, probabilities=probabilities)
 
 
 # -------------------------------------------------------------------------------------------------------- how it ended

@@ -28,14 +28,14 @@ workdir, seed = pathlib.Path(flags["workdir"]), flags["config.train.seed"]
 (workdir / "evaluations").mkdir(parents=True, exist_ok=True)
 with open(workdir / "flags.txt", "a") as file:
     print(*sys.argv[1:], file=file)
+scores = {"mean_iou": float(flags["config.optim.learning_rate"]) * 1000 + 0.01 * int(seed)}
+(workdir / "evaluations" / "val-best.json").write_text(json.dumps({"scores": scores}))
 print("step 1/1")
 if seed == os.environ.get("FAILS"):
     print("Traceback of no interest")
     sys.exit(f"error: seed {seed} is unlucky")
 (workdir / "config.json").write_text(os.environ["CONFIG"])
 (workdir / "run.json").write_text(json.dumps({"status": "finished"}))
-scores = {"mean_iou": float(flags["config.optim.learning_rate"]) * 1000 + 0.01 * int(seed)}
-(workdir / "evaluations" / "val-best.json").write_text(json.dumps({"scores": scores}))
 print("done: best mean IoU", scores["mean_iou"])
 """
 

@@ -212,6 +212,24 @@ def test_a_row_of_another_kind_is_named_with_its_entry(write_run):
         runs.read_run(folder)
 
 
+def test_a_failed_run_is_named_and_ranked_nowhere(write_run):
+    rows, [note] = read(write_run("sound"), write_run("broken", about={"status": "failed", "step": 7}))
+    assert [row.group.label for row in rows] == ["sound"]
+    assert "broken" in note and "failed at step 7" in note
+
+
+@pytest.mark.parametrize("evaluation", [{"nonfinite": 5}, {"loss": None}])
+def test_an_evaluation_that_is_not_finite_is_left_out(write_run, evaluation):
+    folder = write_run("a", evaluation=evaluation)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    # Of the two in the metrics the better one is not finite either.
+    rows[-1] |= {"val/nonfinite_pixels": 5} if "nonfinite" in evaluation else {"val/loss": None}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [row], [note] = read(folder)
+    assert "val-best.json" in note and "not finite" in note
+    assert row.mean("mean_iou") == rows[-2]["val/mean_iou"] < rows[-1]["val/mean_iou"]
+
+
 def test_scores_that_are_not_those_of_the_counts_are_left_out(write_run):
     folder = write_run("a", evaluation={"scores": {"mean_iou": 0.9}})
     [row], [note] = read(folder)
