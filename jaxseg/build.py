@@ -34,6 +34,8 @@ from jaxseg.state import abstract_variables, create_state, init_variables
 from jaxseg.step import check_batch_size, create_train_step, fill_colour, replicate, split_shardings, split_state
 from jaxseg.weights import tensors_of
 
+_WORKER = 2**27  # bytes that a process of `data.workers` takes at the least
+
 
 @dataclasses.dataclass
 class Steps:
@@ -140,15 +142,14 @@ def _check_step(config: ConfigDict, train_step: Callable, state: Any, mesh: Mesh
     data, local, processes = config.data, len(mesh.local_devices), jax.process_count()
     size = (data.batch_size, *transforms.as_pair(data.crop_size))
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    # Batches that are read ahead, of bytes.
-    ahead = 2 * data.workers + 2
-    batches = 4 * math.prod(size) // processes * ahead
+    # Batches of bytes that are read ahead, and Python with its libraries in every process that reads.
+    batches = 4 * math.prod(size) // processes * (2 * data.workers + 2) + data.workers * _WORKER
     remedy = (
         f"lower data.batch_size, which is {data.batch_size}, or data.crop_size, {data.crop_size}, raise "
         f"train.accumulate, {config.train.accumulate}, or take a smaller network"
     )
     if on_cpu:
-        memory.check_fits(batches, mesh, "reading batches ahead", remedy)
+        memory.check_fits(batches, mesh, f"reading with data.workers={data.workers}", remedy)
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     placed = split_shardings(state, mesh) if config.train.fsdp else jax.tree.map(lambda x: whole, state)
     state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, placed)

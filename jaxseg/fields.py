@@ -98,7 +98,7 @@ class Name:
 
     @property
     def due(self) -> str:
-        return f"the name of a {self.what}: {', '.join(repr(name) if name == '' else name for name in self.names())}"
+        return f"the name of one of these: {', '.join(repr(name) if name == '' else name for name in self.names())}"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,10 @@ def free_memory(mesh: Mesh) -> tuple[int, str]:
         limits.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
-        limits.append(space)
+        with contextlib.suppress(OSError, ValueError):
+            pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+            space -= pages * resource.getpagesize()
+        limits.append(max(space, 0))
     return min(limits), "this machine"
 
 
