@@ -2,6 +2,11 @@
 
     python -m jaxseg.main --config=configs/default.py --config.train.num_steps=1100
 
+What each may be, from and to what, stands in jaxseg/fields.py, options of networks and backbones too; a value beyond
+that is refused by its name before any data is read. A norm that would take its statistics from one value, as that of
+DeepLab's image pooling does in a batch or slice of one image, is refused before the first step, as is a step that takes
+more memory than is free.
+
 It is DeepLabV3+ on MobileNetV2 on the generated shapes; how long it trains has to be said, see quickstart.py.
 """
 

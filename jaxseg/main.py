@@ -30,7 +30,8 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=...",
+    help_string="A file of configs/, with `:ARGUMENT` where it takes one; any field is a flag, --config.A.B=... "
+    "(configs/default.py says what each means, jaxseg/fields.py what it may be)",
     # `check_config` knows which fields there are; options of a network need not stand in the config.
     lock_config=False,
     accept_new_attributes=True,
