@@ -152,12 +152,12 @@ def _own(folder: Path, path: Path, said: Mapping[str, Any], values: set[int], le
                 f"{shown(path)}: ignore is {clash[0]}, which is the label of {names[clash[0]]}, as colours are "
                 "numbered from 0: say the label of each by names"
             )
-    if labels == values and 255 in labels and labels <= {0, 255} and not ignored:
-        if names is None or names.keys() == {0, 1}:
+    if labels == values and 255 in labels and labels <= {0, 255} and 255 not in ignored:
+        if not ignored and (names is None or names.keys() == {0, 1}):
             names = names or {0: "class_0", 1: "class_1"}
             return Classes(_info(names, colours), {0: 0, 255: 1}, "0 and 255 alone, which is taken for class 1", path)
-        if 255 not in names:
-            raise _two_readings(folder, path, len(names))
+        if 255 not in (names or ()):
+            raise _two_readings(folder, path)
     if names is None:
         names = _guess(folder, path, labels, ignored)
     if len(names) < least and (labels == values or said.keys() - {"ignore"}):
@@ -177,8 +177,8 @@ def _as_trained(folder: Path, path: Path, said: Mapping[str, Any], values: set[i
     table = dict(run.values) or {label: label for label in range(run.num_classes)}
     if table == {0: 0, 255: 1} and labels <= {0, 1}:
         table = {0: 0, 1: 1}  # the same two classes, written as indices
-    if labels == {0, 255} and not ignored and table.get(255, _IGNORE) == _IGNORE:
-        raise _two_readings(folder, path, run.num_classes)
+    if labels == {0, 255} and 255 not in ignored and table.get(255, _IGNORE) == _IGNORE:
+        raise _two_readings(folder, path)
     return Classes(run, {_IGNORE: _IGNORE} | table | _ignoring(ignored), _kind(labels, values), path)
 
 
@@ -187,10 +187,10 @@ def _ignoring(ignored: Iterable[int | tuple[int, ...]]) -> dict[int, int]:
     return {255: _IGNORE, **{_value(v) if isinstance(v, tuple) else v: _IGNORE for v in ignored}}
 
 
-def _two_readings(folder: Path, path: Path, count: int) -> UserError:
+def _two_readings(folder: Path, path: Path) -> UserError:
     return UserError(
-        f"the masks of {shown(folder)} hold 0 and 255 alone, and there are {count} classes: say in {shown(path)} what "
-        "255 is, ignore: 255 or names: {0: ..., 255: ...}"
+        f"the masks of {shown(folder)} hold 0 and 255 only, which have two readings: say in {shown(path)} what 255 is, "
+        "ignore: 255 or names: {0: ..., 255: ...}"
     )
 
 

@@ -1,5 +1,6 @@
 """Which files a data set has: folders listed, images and masks put together by name, and what is left out said."""
 
+import contextlib
 import hashlib
 import os
 import unicodedata
@@ -80,6 +81,9 @@ def name_of(name: str) -> str:
     So names that look alike are alike, wherever they were written: macOS writes an e and an accent, Linux one letter.
     Bytes that are no UTF-8, which another system's archive leaves, become their escapes.
     """
+    # Under a locale of ASCII Python holds every byte of a name beyond it as a surrogate, of UTF-8 as well.
+    with contextlib.suppress(UnicodeEncodeError):
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return shown(unicodedata.normalize("NFC", name))
 
 

@@ -458,6 +458,9 @@ def test_0_and_255_beside_names_of_three_are_asked_for(tmp_path):
     (tmp_path / "classes.yaml").write_text("names: [a, b, c]")
     with pytest.raises(UserError, match=r"say in .*classes\.yaml what 255 is"):
         opened(tmp_path)
+    (tmp_path / "classes.yaml").write_text("names: [a, b]\nignore: 4")
+    with pytest.raises(UserError, match=r"say in .*classes\.yaml what 255 is"):
+        opened(tmp_path)
     (tmp_path / "classes.yaml").write_text("names: [a, b, c]\nignore: 255")
     np.testing.assert_array_equal(labels_of(tmp_path), STRIPES % 2 * 255)
 

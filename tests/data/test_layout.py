@@ -203,6 +203,11 @@ def test_two_files_of_one_name_but_for_its_form_are_refused_by_name(tmp_path):
         opened(tmp_path)
 
 
+def test_a_name_is_the_same_under_every_locale():
+    assert name_of(b"caf\xc3\xa9".decode("ascii", "surrogateescape")) == name_of("caf\xe9") == "caf\xe9"
+    assert name_of("\ud800") == r"\ud800"
+
+
 @given(st.text(max_size=20))
 def test_a_name_is_the_same_named_again_and_can_be_printed(name):
     assert name_of(name_of(name)) == name_of(name) == name_of(unicodedata.normalize("NFD", name))
