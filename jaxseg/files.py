@@ -15,6 +15,7 @@ RUN = "run.json"  # what is known of the run, how far it is, how fast it was
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
+NOTES = "metadata.json"  # beside prepared data, under the name that tfds gives it
 
 
 def evaluation(split: str, checkpoint: str, *others: str) -> str:

@@ -239,6 +239,20 @@ FORMS = {
         "delete that line",
         _check_row,
     ),
+    files.NOTES: File(
+        "the notes of prepared data",
+        {
+            "key": NAME,
+            "origin": Text(0, 10_000),
+            "remarks": Maybe(Several(Text(0, 10_000), 0, 10_000)),
+            "sizes": {...: Several(Several(Whole(1, 2**20), 2, 2), 0, 2**31)},
+            "contents": {...: Text(0, 100)},
+            "pixels": {...: Several(Several(COUNT, 256, 256), 2, 2)},
+            ...: ANY,
+        },
+        2**30,
+        "delete the folder that it is in: the data is prepared again",
+    ),
     "progress": File(
         "the progress of a checkpoint",
         {

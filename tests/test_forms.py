@@ -40,6 +40,14 @@ SOUND = {
     "run.json": {"status": "finished", "step": 3, "best_score": None, "contents": {"val": "ab12"}},
     "evaluations": EVALUATION,
     "metrics.jsonl": {"step": 3, "val/mean_iou": 0.5, "train/loss": None},
+    "metadata.json": {
+        "key": "camvid",
+        "origin": "",
+        "remarks": [],
+        "sizes": {"val": [[48, 64]]},
+        "contents": {"val": "ab12"},
+        "pixels": {"val": [[0] * 256, [0] * 256]},
+    },
     "progress": {"best_score": 0.5, "losses": [1.0, 2.0], "other_losses": {"gan": [0.1]}},
     "classes.yaml": {"names": {"7": "sky", "9": "road"}, "ignore": [0, 4, [1, 2, 3]]},
 }
@@ -112,6 +120,8 @@ def test_what_is_no_such_file_is_refused_by_name(kind, what):
         ("config.json", "data.name", None),
         ("config.json", "data.scale[0]", 1e300),
         ("progress", "losses[1]", "x"),
+        ("metadata.json", "sizes.val[0]", [48]),
+        ("metadata.json", "pixels.val[1][9]", -1),
     ],
 )
 def test_the_entry_and_its_value_are_named(kind, entry, value):
@@ -146,7 +156,7 @@ def leaves(form):
 
 def test_every_form_is_bounded():
     for kind in FORMS.values():
-        assert kind.most <= 2**28
+        assert kind.most <= 2**30
         for form in leaves(kind.form):
             if isinstance(form, Text | Several):
                 assert form.most <= 2**31

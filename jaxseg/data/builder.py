@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -25,12 +24,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.shuffle import HKEY_SIZE
 
+from jaxseg import forms
 from jaxseg.data.fitting import check_orientation, remarks
 from jaxseg.data.layout import data_root
 from jaxseg.data.progress import bar, counted, say
 from jaxseg.data.recipe import Recipe, check_labels, encode_labels
 from jaxseg.data.source import decode_image
 from jaxseg.errors import UserError
+from jaxseg.files import NOTES
 
 _AHEAD = 64
 
@@ -177,9 +178,9 @@ def _write(recipe: Recipe, root: Path, path: Path, progress: bool) -> None:
 
 
 def _same_origin(recipe: Recipe, path: Path) -> Path | None:
-    for notes in path.parent.parent.glob(f"{recipe.key}-*/{path.name}/metadata.json"):
-        with contextlib.suppress(OSError, ValueError):
-            noted = json.loads(notes.read_text())
+    for notes in path.parent.parent.glob(f"{recipe.key}-*/{path.name}/{NOTES}"):
+        with contextlib.suppress(OSError, UserError):
+            noted = forms.read_json(notes, forms.FORMS[NOTES])
             if (noted.get("key"), noted.get("origin")) == (recipe.key, recipe.origin):
                 return notes.parent
     return None

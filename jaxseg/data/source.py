@@ -1,6 +1,5 @@
 """Prepared records, by index."""
 
-import json
 import operator
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from jaxseg import forms
 from jaxseg.data.headers import jpeg_orientation
 from jaxseg.data.pictures import decode_trusted, turned
+from jaxseg.files import NOTES
 
 
 class RecordSource:
@@ -83,4 +84,4 @@ def read_notes(path: str) -> dict[str, Any]:
     `pixels`, int [2, 256]: each label's, and those of any class in the images that it is in; and of all `remarks`,
     lines on images that are turned, dark or transparent.
     """
-    return json.loads((Path(path) / "metadata.json").read_text())
+    return forms.read_json(Path(path) / NOTES, forms.FORMS[NOTES])
