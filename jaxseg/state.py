@@ -73,8 +73,12 @@ def own_buffers(tree: Any) -> Any:
     """`tree` with every array in a buffer of its own, where it lies: a step that is given them takes nobody else's."""
 
     def copied(x):
-        held = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-        return jax.device_put(x, x.sharding, may_alias=False) if held else x
+        if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+            return x
+        if jax.process_count() > 1 and x.is_fully_addressable:
+            # Bound to a device of this process it could not be laid over a mesh of several.
+            return np.array(x)
+        return jax.device_put(x, x.sharding, may_alias=False)
 
     return jax.tree.map(copied, tree)
 

@@ -194,6 +194,23 @@ def test_a_process_that_is_stopped_is_waited_for_in_training(alone, workplace, t
     assert_equal_run(tmp_path / "run", alone)
 
 
+@pytest.mark.nightly
+def test_a_third_signal_ends_all_though_one_waits_for_numbers_of_another(workplace, tmp_path):
+    started = start(workplace, 2, tmp_path / "run", before=SLOW_STEPS, train__num_steps=200)
+    until(started[0], "step 3/")
+    started[1].send_signal(signal.SIGSTOP)
+    time.sleep(2.0)
+    for _ in range(3):
+        assert started[0].poll() is None
+        started[0].send_signal(signal.SIGTERM)
+        time.sleep(0.8)
+    assert started[0].wait(timeout=10) == 128 + signal.SIGTERM
+    started[1].send_signal(signal.SIGCONT)
+    status, _, err = ends(started)[1]
+    assert status == 128 + signal.SIGTERM
+    assert re.search(r"error: process 0 \(.* third SIGTERM", err)
+
+
 @pytest.mark.slow
 def test_the_end_of_process_0_is_told_though_jax_aborts_first(workplace, tmp_path):
     slow_watch = "import time\nfrom jaxseg.processes.group import Group\nhear = Group._hear\n"
