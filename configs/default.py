@@ -124,6 +124,9 @@ def get_config() -> ConfigDict:
     scored.stride = 0  # pixels from one of slide's windows to the next; 0: half a window
     scored.scales = (1.0,)  # factors of the image that probabilities are averaged over
     scored.flip = False  # whether they are averaged over the image and its mirror image
+    # Pixels that the sides of images are padded to multiples of for the network, in evaluation and in predict alike. 0:
+    # decided as a run starts: 32, doubled until the images of the split that it scores have at most eight sizes.
+    scored.multiple = 0
     scored.boundary_tolerance = 0.0  # pixels, of boundary F1; 0: it is not computed
     scored.published = ""  # a, b, c, d or e: a project's own scores besides, see jaxseg/published.py
 

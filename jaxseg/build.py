@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxseg import checkpoint, checksums, memory, resident
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, shown
 from jaxseg.evaluate import Evaluation
 from jaxseg.lookup import lookup
 from jaxseg.losses import LOSSES
@@ -312,6 +312,6 @@ def _class_weights(config: ConfigDict, dataset: Dataset) -> tuple[float, ...] | 
     if len(given) != info.num_classes:
         raise UserError(
             f"loss.class_weights has {len(given)} numbers, and {info.name} {info.num_classes} classes: give one "
-            f"for each of {', '.join(info.class_names)}"
+            f"for each of {', '.join(map(shown, info.class_names))}"
         )
     return given

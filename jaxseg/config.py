@@ -364,6 +364,10 @@ def read_info(workdir: str | pathlib.Path, config: ConfigDict) -> DataInfo:
         return data_info(config.data.name, config.data.version, config.data.dir)
 
 
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names))
+
+
 def check_same_classes(info: DataInfo, workdir: str | pathlib.Path, config: ConfigDict) -> None:
     """Refuses data whose classes, `info`, are not those that the run in `workdir` was trained with.
 
@@ -373,7 +377,7 @@ def check_same_classes(info: DataInfo, workdir: str | pathlib.Path, config: Conf
     old = read_info(workdir, config).class_names
     if old != info.class_names:
         raise UserError(
-            f"{workdir} was trained with the classes {', '.join(old)}; the data has {', '.join(info.class_names)} now: "
+            f"{workdir} was trained with the classes {_listed(old)}; the data has {_listed(info.class_names)} now: "
             "give it the data it was trained with, or train in another --workdir"
         )
 
@@ -425,6 +429,7 @@ def check_same(config: ConfigDict, workdir: str | pathlib.Path) -> None:
       UserError: names the fields that differ, with both values.
     """
     old, new = flatten(read(workdir)), flatten(config)
+    new["eval.multiple"] = new["eval.multiple"] or old["eval.multiple"]  # left open, it stays
     # What the best score is made of stays.
     fixed = {"published": "eval.published", "boundary_f1": "eval.boundary_tolerance"}.get(
         config.train.best.split("/")[0]

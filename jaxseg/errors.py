@@ -1,5 +1,6 @@
 """The one exception that is shown to users as a line instead of a traceback, and how names from outside are shown."""
 
+import argparse
 import unicodedata
 
 
@@ -23,6 +24,21 @@ def shown(name: object) -> str:
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in _ESCAPED else char for char in str(name)
     )
+
+
+def printable(text: object) -> str:
+    """Lines that can be printed anywhere: what `shown` escapes is escaped, but for the ends of lines.
+
+    The last guard before a terminal. It can't tell the end of a line from one in a name: names go through `shown`.
+    """
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command's arguments; what was given stands escaped in its messages."""
+
+    def _print_message(self, message, file=None):
+        super()._print_message(printable(message or ""), file)
 
 
 # Control, format, surrogate, line and paragraph separator. Unassigned and private characters print as boxes.

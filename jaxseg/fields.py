@@ -274,6 +274,7 @@ FIELDS: dict[str, Any] = {
     "eval.stride": whole(0, 16384),
     "eval.scales": Several(Number(1 / 16, 8), 1, 32, "factors of the image, such as (0.5, 1.0)", distinct=True),
     "eval.flip": Flag(),
+    "eval.multiple": whole(0, 2**20),
     "eval.boundary_tolerance": Number(0, 1000),
     "eval.published": Name("project's definition of scores", "jaxseg.published:DEFINITIONS", or_none=True),
 }

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import IdentityTransform
 
 from jaxseg.files import replacing, score_key
+from jaxseg.lettering import letter, letter_legend
 
 DPI = 100
 OVERLAY_PIXELS = 2**20  # that are computed at a time, in float64
@@ -25,6 +26,7 @@ GAP = 10
 LINE = 24  # pixels for a line of text
 IGNORED = (224, 224, 192)  # the colour that VOC draws its borders in
 BACKGROUND = "white"
+LONGEST_NAME = 80  # characters of a class's name in a legend, which is as wide as its longest
 
 
 def _figure(width: int, height: int) -> Figure:
@@ -57,21 +59,34 @@ def _shares(arrays: Sequence[np.ndarray], class_names: Sequence[str], ignore_lab
     return {int(index): counts[index] / counts.sum() for index in np.flatnonzero(counts)}
 
 
-def _entries(shares: Mapping[int, float], class_names: Sequence[str], palette: np.ndarray) -> dict[str, tuple]:
-    """Name to colour for a legend, in the order of `shares`."""
-    names = [*class_names, "ignored"]
-    colours = [*palette, IGNORED]
-    return {names[index]: tuple(colours[index]) for index in shares}
+def _entries(
+    shares: Mapping[int, float], class_names: Sequence[str], palette: np.ndarray
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and colour of each line of a legend, in the order of `shares`."""
+    names, colours = [*map(_short, class_names), "ignored"], [*palette, IGNORED]
+    return [(names[index], tuple(colours[index])) for index in shares]
 
 
-def _legend(figure: Figure, entries: Mapping[str, tuple], width: int) -> tuple[Legend, int, int]:
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def _legend(figure: Figure, entries: Sequence[tuple[str, tuple]], width: int) -> tuple[Legend, int, int]:
     """A legend in as many columns as fit into `width` pixels; and its width and height with its margins."""
-    handles = [Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", linewidth=0.5) for colour in entries.values()]
+    names = [name for name, _ in entries]
+    handles = [Patch(facecolor=np.array(colour) / 255, edgecolor="0.4", linewidth=0.5) for _, colour in entries]
     renderer = figure.canvas.get_renderer()
     for columns in range(max(len(entries), 1), 0, -1):
         legend = figure.legend(
-            handles, list(entries), loc="lower left", bbox_to_anchor=(0, 0), ncols=columns, frameon=False, fontsize=9
+            handles,
+            ["x"] * len(names),
+            loc="lower left",
+            bbox_to_anchor=(0, 0),
+            ncols=columns,
+            frameon=False,
+            fontsize=9,
         )
+        letter_legend(legend, names)
         figure.draw_without_rendering()
         box = legend.get_window_extent(renderer)
         if box.x1 + box.x0 <= width or columns == 1:
@@ -142,8 +157,9 @@ def overlay_with_legend(
     shares = _shares([preds], class_names, ignore_label)
     shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     colours = _entries(shares, class_names, palette)
-    lines = [f"{name} {_percent(share)}" for name, share in zip(colours, shares.values(), strict=True)]
-    entries = dict(zip(lines, colours.values(), strict=True))
+    entries = [
+        (f"{name} {_percent(share)}", colour) for (name, colour), share in zip(colours, shares.values(), strict=True)
+    ]
 
     below = width >= height
     strip = _figure(max(width, CELL), CELL)
@@ -216,7 +232,7 @@ def prediction_figure(
     width = len(columns) * (CELL + GAP) + GAP
     rows_height = LINE + sum(heights) + len(heights) * (title_line + GAP)
     present = [values for values in (*labels, *preds) if values is not None]
-    entries = {}
+    entries = []
     if present:
         shares = _shares(present, class_names, ignore_label)
         entries = _entries(dict(sorted(shares.items())), class_names, palette)
@@ -236,7 +252,7 @@ def prediction_figure(
     for row, row_height in enumerate(heights):
         if titles[row]:
             y = 1 - (top + title_line / 2) / height
-            figure.text(GAP / width, y, titles[row], va="center", fontsize=9, parse_math=False)
+            letter(figure.text(GAP / width, y, "", va="center", fontsize=9), titles[row])
         top += title_line
         for column, (name, cells) in enumerate(columns.items()):
             if cells[row] is None:
@@ -304,7 +320,7 @@ def curves(metrics: Sequence[Mapping], path: str | os.PathLike, split: str) -> N
             scores.plot(
                 steps[top], values[top], "*", color=colour, markersize=16, markeredgecolor="black", label="best"
             )
-    scores.set_title(f"{split}{best}")
+    letter(scores.title, f"{split}{best}")
     scores.set_ylim(0, 1)
 
     for axes in (losses, scores):
@@ -312,7 +328,8 @@ def curves(metrics: Sequence[Mapping], path: str | os.PathLike, split: str) -> N
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=9)
+            legend = axes.legend(axes.lines, ["x"] * len(axes.lines), fontsize=9)
+            letter_legend(legend, [str(line.get_label()) for line in axes.lines])
         else:
             axes.text(0.5, 0.5, "nothing yet", ha="center", va="center", transform=axes.transAxes, color="0.5")
     figure.tight_layout()

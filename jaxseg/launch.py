@@ -4,7 +4,6 @@ What follows `--` is the command line of `jaxseg.main`. Each process gets an equ
 cores where there are none. A run that loses a process ends, and is started again from its last checkpoint.
 """
 
-import argparse
 import contextlib
 import os
 import pathlib
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from jaxseg.errors import UserError
+from jaxseg.errors import Parser, UserError
 from jaxseg.process import SIGNALS, at_once, heeded, one_line_errors
 from jaxseg.processes.group import MISTAKE
 from jaxseg.processes.place import free_port
@@ -163,7 +162,7 @@ def _put_on_cores(pid: int, number: int, num_processes: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     keep_streams()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jaxseg.launch",
         usage="%(prog)s --num_processes=N [--max_restarts=N] -- --config=... [flags of jaxseg.main]",
         description="Trains one run in several processes on this machine, and starts it again where one is lost.",

@@ -126,6 +126,7 @@ def table(
     result = scores(counts)
     true = np.asarray(counts, np.int64).sum(1)
     share = true / max(true.sum(), 1)
+    class_names = tuple(map(shown, class_names))
     width = max(len("class"), *map(len, class_names))
     columns = ["iou", "dice", "precision", "recall"]
     if boundary is not None:

@@ -1,154 +1,25 @@
 """A trained run on anybody's images: in Python by `load`, as a command by `python -m jaxseg.predict`."""
 
-import argparse
 import os
 import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxseg import checksums
+from jaxseg import checksums, protocols
 from jaxseg import config as configs
 from jaxseg.checkpoint import read_variables
-from jaxseg.data import DataInfo
 from jaxseg.data.headers import ORIENTATIONS, SHOWN, STORED, kind_of
 from jaxseg.environment import check_environment
-from jaxseg.errors import UserError, shown
+from jaxseg.errors import Parser, UserError, printable, shown
 from jaxseg.files import open_regular, replacing
 from jaxseg.lookup import lookup
+from jaxseg.predictor import LARGE, WINDOW, Predictor
 from jaxseg.process import one_line_errors, use_compile_cache
-from jaxseg.protocols import from_config
 from jaxseg.state import abstract_variables
-from jaxseg.step import fill_colour, normalise
 from jaxseg.streams import keep_streams, print_line
-from jaxseg.windows import strips
-
-WINDOWS = 4  # that go through the network at a time
-LARGE, WINDOW = 2048, 1024  # pixels of a side: images with a larger one are seen in windows of the latter by default
-
-
-class Predictor:
-    """A trained network, called on images.
-
-    Attributes:
-      model: the network, see `jaxseg.create_model`.
-      variables: what `model.apply` takes, `{'params', 'batch_stats'}`, float32.
-      mean, std: by which `jaxseg.step.normalise` makes images of uint8 what the network takes.
-      info: names and colours of the classes.
-      step: of the checkpoint.
-      orientation: 'shown' or 'stored', how images of its run lay where that was open, for `read_image`.
-      size: (height, width) that images are brought to for the network, as its run was scored; None for their own.
-    """
-
-    def __init__(
-        self,
-        model,
-        variables,
-        info: DataInfo,
-        step: int,
-        mean,
-        std,
-        size: tuple[int, int] | None = None,
-        orientation: str = SHOWN,
-    ):
-        self.info, self.step, self.size, self.orientation = info, step, size, orientation
-        self.model, self.variables = model, variables
-        self.mean, self.std, self._fill = tuple(mean), tuple(std), fill_colour(mean)
-
-        def probabilities(variables, images):
-            return jax.nn.softmax(model.apply(variables, normalise(images, mean, std), train=False))
-
-        self._probs = jax.jit(probabilities)
-
-        def preds(variables, images):
-            probs = probabilities(variables, images)
-            # The argmax of NaN is class 0; 255 is none.
-            return jnp.where(jnp.isfinite(probs).all(-1), probs.argmax(-1), 255).astype(jnp.uint8)
-
-        self._preds = jax.jit(preds)
-
-    def __call__(self, image: np.ndarray, *, probabilities: bool = False, window: int | None = None) -> np.ndarray:
-        """The class of every pixel of one image, at the image's own size.
-
-        Args:
-          image: uint8 `[H, W, 3]`, RGB, of any size.
-          probabilities: whether to give these instead of the classes.
-          window: pixels; a larger image is seen in square windows of this side, half a window from one to the next, and
-            the probabilities of a pixel are the mean over its windows. Classes of images of any size then take the
-            memory of a few windows. 0: the image is seen whole. None: it is brought to `size` and the probabilities
-            back to the image's, bilinearly; without a `size` it is seen whole, in windows of 1,024 where a side has
-            more than 2,048 pixels.
-
-        Returns:
-          uint8 `[H, W]` class indices, or float32 `[H, W, num_classes]` that add up to 1 over the classes.
-
-        Raises:
-          UserError: `image` is not uint8 `[H, W, 3]`, `window` is less than 32, or the network's probabilities of the
-            image are not finite.
-        """
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UserError(f"the image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3], RGB, is due")
-        if window is None and self.size:
-            return self._resized(image, probabilities)
-        if window is None:
-            window = WINDOW if max(image.shape[:2]) > LARGE else 0
-        if window and window < 32:
-            raise UserError(f"the window is {window} pixels: at least 32 are due, or 0 for the whole image")
-        if window and max(image.shape[:2]) > window:
-            return self._in_windows(image, window, probabilities)
-        return self._whole(image, self._probs if probabilities else self._preds)
-
-    def _whole(self, image: np.ndarray, run) -> np.ndarray:
-        # Padded as evaluation pads it, which also keeps the number of compiled sizes down.
-        height, width = image.shape[:2]
-        padded = np.empty((1, -(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
-        padded[...] = self._fill
-        padded[0, :height, :width] = image
-        return self._run(run, padded)[0, :height, :width]
-
-    def _run(self, run, images: np.ndarray) -> np.ndarray:
-        found = np.asarray(run(self.variables, images))
-        if not (np.isfinite(found) if found.dtype != np.uint8 else found != 255).all():
-            raise UserError(
-                f"the network of step {self.step} gives this image logits that are not finite: "
-                "choose another checkpoint, or train with a lower optim.learning_rate or with model.dtype float32"
-            )
-        return found
-
-    def _resized(self, image: np.ndarray, probabilities: bool) -> np.ndarray:
-        import cv2
-
-        def to(size, array):
-            return cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-        probs = self._whole(to(self.size, image), self._probs)
-        # A class at a time: all of them at the size of a large image need not be held for the largest.
-        of_classes = (to(image.shape[:2], np.ascontiguousarray(probs[..., c])) for c in range(probs.shape[-1]))
-        if probabilities:
-            return np.stack(list(of_classes), -1)
-        largest = next(of_classes)
-        preds = np.zeros(largest.shape, np.uint8)
-        for label, of_class in enumerate(of_classes, 1):
-            preds[of_class > largest] = label
-            np.maximum(largest, of_class, out=largest)
-        return preds
-
-    def _in_windows(self, image: np.ndarray, window: int, probabilities: bool) -> np.ndarray:
-        found = strips(
-            lambda windows: self._run(self._probs, windows),
-            [image],
-            size=(window, window),
-            stride=(window // 2, window // 2),
-            batch_size=WINDOWS,
-            fill=self._fill,
-        )
-        parts = (probs if probabilities else probs.argmax(-1).astype(np.uint8) for _, _, probs in found)
-        return np.concatenate(list(parts))
 
 
 def load(workdir: str | os.PathLike, *, checkpoint: str | int = "best") -> Predictor:
@@ -176,10 +47,9 @@ def _load(workdir: str | os.PathLike, checkpoint: str | int, note: Callable[[str
         note(line)
     model = configs.build_model(config, info.num_classes)
     variables, _, step = read_variables(workdir, abstract_variables(model), checkpoint, note)
-    protocol = from_config(config.eval)
-    size = protocol.size if protocol.name in ("resize", "resize_labels") else None
+    protocol = protocols.from_config(config.eval)
     orientation = ORIENTATIONS[config.data.orientation]
-    return Predictor(model, variables, info, step, config.data.mean, config.data.std, size, orientation)
+    return Predictor(model, variables, info, step, config.data.mean, config.data.std, protocol, orientation)
 
 
 def read_image(path: str | os.PathLike, orientation: str = SHOWN) -> np.ndarray:
@@ -259,12 +129,11 @@ def predict_files(
     try:
         output_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output={output} can't be made ({error.strerror}): choose another folder") from error
-    log(f"step {predictor.step} of {workdir}; {len(files)} files of {shown(source)}")
-    if predictor.size and window is None:
-        height, width = predictor.size
-        log(f"images are brought to {height}x{width}, as the run was scored; --window=0 for their own size")
-    written, told, orientation = 0, [], orientation or predictor.orientation
+        raise UserError(f"--output={shown(output)} can't be made ({error.strerror}): choose another folder") from error
+    log(f"step {predictor.step} of {shown(workdir)}; {len(files)} files of {shown(source)}")
+    if window is None and (predictor.protocol.name != "whole" or not predictor.protocol.once):
+        log(f"images are seen as the run was scored, {predictor.protocol.words}; --window=0: whole, at their own size")
+    written, told, orientation, said = 0, [], orientation or predictor.orientation, {""}
     for path in tqdm(files, unit="image", disable=None):
         if path not in names:
             tqdm.write(f"{shown(path)} is no image that can be read: skipped", file=sys.stderr)
@@ -272,8 +141,12 @@ def predict_files(
         try:
             image, picture = _read(path, orientation)
         except UserError as error:
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+            tqdm.write(printable(f"skipped: {error}"), file=sys.stderr)
             continue
+        unlike = predictor.unlike_scoring(image.shape[:2], window)
+        if unlike not in said:
+            said.add(unlike)
+            tqdm.write(unlike, file=sys.stderr)
         name = names[path]
         way = orientation if picture.header.orientation > 1 else ""
         told.append(fitting.facts(path.name, picture) | {"way": way})
@@ -341,7 +214,7 @@ def _check_outputs(names: Mapping[pathlib.Path, str], folder: pathlib.Path) -> N
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
     keep_streams()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m jaxseg.predict",
         description="A trained run on images: JPEG, PNG, TIFF, WebP and BMP files of at most 2^28 pixels, or what the "
         "environment variable JAXSEG_MAX_PIXELS says. Of 16 bits the upper eight are taken, and alpha is left out.",
@@ -353,8 +226,8 @@ def main() -> None:
     parser.add_argument(
         "--window",
         type=int,
-        help="pixels: larger images are seen in windows of this side; 0: whole; by default images are "
-        f"brought to eval.size where the run was scored so, or else seen in windows of {WINDOW} where a side is longer "
+        help="pixels: images are seen at their own size, larger ones in windows of this side; 0: whole; by default "
+        f"as the run was scored, but in windows of {WINDOW} where it was scored on whole images and a side is longer "
         f"than {LARGE}",
     )
     parser.add_argument(

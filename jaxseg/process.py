@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxseg.environment import find_devices
-from jaxseg.errors import UserError, shown
+from jaxseg.errors import UserError, printable, shown
 
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 NEVER = 2**36  # bytes; no block is so large that it would be mapped on its own, and given back
@@ -49,13 +49,13 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
     except OSError as error:
         if error.filename is None or error.errno not in _REFUSED:
             raise
         path = shown(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename)
         path = path if len(path) <= 200 else f"{path[:200]}... ({len(path)} characters)"
-        sys.exit(f"error: {path} can't be used: {error.strerror}; give another path, or mend that")
+        sys.exit(f"error: {shown(path)} can't be used: {error.strerror}; give another path, or mend that")
     except MemoryError as error:
         sys.exit(f"error: there is not enough memory ({shown(error) or 'none is left'}): {_SMALLER}")
     except RuntimeError as error:

@@ -10,7 +10,6 @@ A protocol changes what is scored, so its words stand beside every score. `whole
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,10 +22,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from jaxseg import views
 from jaxseg.errors import UserError
 from jaxseg.lookup import lookup
 from jaxseg.step import fill_colour, normalise, put_batch, scored
-from jaxseg.windows import places, stitched
+from jaxseg.windows import stitched
 
 WORDS = {
     "whole": "whole image",
@@ -35,6 +35,8 @@ WORDS = {
     "center_crop": "centre crop of {size}, the shorter side resized to it, labels too",
     "slide": "windows of {size} every {stride}",
 }
+
+FITTING = ("resize_labels", "center_crop")  # bring image and labels to one size before anything else
 
 Step = Callable[[Mapping[str, Any], Mapping[str, jax.Array]], dict[str, Any]]
 # Sums over the pixels of each image from probabilities [B, H, W, C] and labels [B, H, W].
@@ -49,6 +51,7 @@ class Protocol:
       size, stride: (height, width) in pixels; (0, 0) where the protocol has none.
       scales: factors of the image (of `size` where it is resized) that the network sees it at.
       flip: whether it sees the mirror image too; probabilities are averaged over scales and mirror images.
+      multiple: pixels that sides are padded to multiples of; 0 leaves it to the split that is scored.
     """
 
     name: str = "whole"
@@ -56,6 +59,7 @@ class Protocol:
     stride: tuple[int, int] = (0, 0)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    multiple: int = 0
 
     @property
     def once(self) -> bool:
@@ -66,6 +70,11 @@ class Protocol:
         """Of the largest thing that is computed of an image padded to `canvas`, (height, width), but for windows."""
         seen = max(math.prod(canvas), math.prod(self.size))
         return math.prod(canvas) if self.name == "slide" else int(seen * max(1.0, *self.scales) ** 2)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the class of a pixel is that of probabilities that are averaged or resized, and not of logits."""
+        return not self.once or self.name in ("resize", "slide")
 
     @property
     def words(self) -> str:
@@ -84,8 +93,12 @@ class Protocol:
         """The words for the name of a file, `slide256x256-128x128-scales0.5,1-flip`."""
         parts = [self.name + ("x".join(map(str, self.size)) if any(self.size) else "")]
         parts += ["x".join(map(str, self.stride))] if any(self.stride) else []
+        parts += [f"multiple{self.multiple}"] if self.multiple > 32 else []
         parts += ["scales" + ",".join(f"{scale:g}" for scale in self.scales)] if self.scales != (1.0,) else []
         return "-".join([*parts, *["flip"][: self.flip]])
+
+
+WHOLE = Protocol()
 
 
 def from_config(config: ConfigDict) -> Protocol:
@@ -110,17 +123,20 @@ def from_config(config: ConfigDict) -> Protocol:
         raise UserError(f"eval.stride is {stride}: it must be at most eval.size {size}, or pixels are left out")
     if not scales or not all(isinstance(scale, int | float) and 0 < scale <= 8 for scale in scales):
         raise UserError(f"eval.scales is {scales}: it must be factors above 0, at most 8, such as (0.5, 1.0)")
+    multiple = config.multiple
+    if multiple % 32 or multiple < 0:
+        raise UserError(f"eval.multiple is {multiple}: it must be a multiple of 32, or 0")
     strides = (0, 0)
     if name == "slide":
         strides = (stride, stride) if stride else (max(1, height // 2), max(1, width // 2))
-    return Protocol(name, (height, width), strides, tuple(map(float, scales)), bool(config.flip))
+    return Protocol(name, (height, width), strides, tuple(map(float, scales)), bool(config.flip), multiple)
 
 
 # ---------------------------------------------------------------------------------------------------------- the images
 
 
 class FittedSource:
-    """The records of `source` with image and labels brought to a protocol's size, for those that bring both."""
+    """The records of `source` with image and labels brought to a protocol's size, for those of `FITTING`."""
 
     def __init__(self, source, protocol: Protocol):
         self.source, self.protocol = source, protocol
@@ -148,12 +164,17 @@ def center_crop(images: np.ndarray, labels: np.ndarray, side: int) -> tuple[np.n
     """
     from jaxseg.data import transforms
 
-    shorter = min(labels.shape)
-    height, width = (side * length // shorter for length in labels.shape)
+    height, width = shorter_side_at(labels.shape, side)
     images, labels = transforms.resize(images, labels, (height, width))
     top, left = round((height - side) / 2), round((width - side) / 2)
     window = np.s_[top : top + side, left : left + side]
     return images[window], labels[window]
+
+
+def shorter_side_at(shape: Sequence[int], side: int) -> tuple[int, int]:
+    """(height, width) of an image whose shorter side is brought to `side`."""
+    height, width = (side * length // min(shape) for length in shape)
+    return height, width
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
@@ -179,12 +200,14 @@ def create_averaging_step(
         def apply(images):
             return model.apply(variables, images, train=False)
 
-        images = normalise(batch["images"], mean, std)
-        if protocol.once and protocol.name != "resize":
-            logits = apply(images)
-        else:
-            logits = _log(_averaged(apply, images, batch["sizes"], protocol))
-        return _scored(logits, batch["labels"], ignore_label, per_image)
+        images, sizes = normalise(batch["images"], mean, std), batch["sizes"]
+        if not protocol.averages:
+            return _scored(apply(images), None, batch["labels"], ignore_label, per_image)
+        canvas = images.shape[1:3]
+        probs = views.mean_on_device(apply, views.on_device(images, sizes, protocol), sizes, canvas, protocol)
+        if protocol.name == "resize":
+            probs = views.back(probs, sizes, canvas)
+        return _scored(None, probs, batch["labels"], ignore_label, per_image)
 
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     return jax.jit(
@@ -213,28 +236,28 @@ def create_window_step(
     """
     whole, by_row = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     probabilities = jax.jit(
-        lambda variables, images: _softmax(model.apply(variables, normalise(images, mean, std), train=False)),
+        lambda variables, images: views.softmax(model.apply(variables, normalise(images, mean, std), train=False)),
         in_shardings=(whole, by_row),
         out_shardings=by_row,
     )
-    score = jax.jit(lambda probs, labels: _scored(_log(probs), labels, ignore_label, per_image))
+    score = jax.jit(lambda probs, labels: _scored(None, probs, labels, ignore_label, per_image))
 
     def eval_step(variables, batch):
         images, labels = np.asarray(batch["images"]), np.asarray(batch["labels"])
         rows = [(row, high, wide) for row, (high, wide) in enumerate(np.asarray(batch["sizes"])) if high]
-        count = sum(_count((high, wide), protocol) for _, high, wide in rows)
-        views = stitched(
+        count = sum(views.number_of_windows((high, wide), protocol) for _, high, wide in rows)
+        of_views = stitched(
             lambda windows: np.asarray(probabilities(variables, put_batch({"images": windows}, mesh)["images"])),
-            (view for row, high, wide in rows for view in _views(images[row, :high, :wide], protocol)),
+            (view for row, high, wide in rows for view in views.on_host(images[row, :high, :wide], protocol)),
             size=protocol.size,
             stride=protocol.stride,
-            batch_size=min(batch_size, mesh.size * 2 ** math.ceil(math.log2(max(1, count / mesh.size)))),
+            batch_size=views.rows_of_windows(count, batch_size, mesh.size),
             fill=fill_colour(mean),
         )
         result = {"counts": np.int64(0), "loss_sum": 0.0, "nonfinite": 0, "per_image": {}}
         result["preds"] = np.zeros(labels.shape, np.uint8)
         for row, high, wide in rows:
-            probs = _mean_of_views(views, (high, wide), protocol)
+            probs = views.mean_on_host(of_views, (high, wide), protocol)
             padding = [(0, length - size) for length, size in zip(labels.shape[1:], (high, wide), strict=True)]
             out = jax.device_get(score(np.pad(probs, [*padding, (0, 0)])[None], labels[row : row + 1]))
             result["counts"] = result["counts"] + out["counts"]
@@ -248,100 +271,12 @@ def create_window_step(
     return eval_step
 
 
-def _scored(logits: jax.Array, labels: jax.Array, ignore_label: int, per_image: PerImage | None) -> dict[str, Any]:
+def _scored(logits, probs, labels: jax.Array, ignore_label: int, per_image: PerImage | None) -> dict[str, Any]:
+    """Of either; the class of a pixel is that of the largest: two probabilities may share a logarithm."""
     labels = labels.astype(jnp.int32)
-    result = scored(logits, labels, ignore_label)
-    return {**result, "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {}}
-
-
-def _softmax(logits: jax.Array) -> jax.Array:
-    """NaN where any logit is infinite, too: a class at minus infinity would look like one that is merely unlikely."""
-    return jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), jax.nn.softmax(logits), jnp.nan)
-
-
-def _log(probs: jax.Array) -> jax.Array:
-    return jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
-
-
-def _averaged(apply, images: jax.Array, sizes: jax.Array, protocol: Protocol) -> jax.Array:
-    """float32 probabilities `[B, H, W, C]` of images padded to `[B, H, W, 3]`; anything beyond `sizes` `[B, 2]`."""
-    canvas, fixed = images.shape[1:3], protocol.name != "whole"
-    seen = jnp.broadcast_to(jnp.asarray(protocol.size), sizes.shape) if fixed else sizes
-    at = protocol.size if fixed else canvas
-    mirrors = (False, True) if protocol.flip else (False,)
-    probs = 0.0
-    for scale in protocol.scales:
-        to = jnp.maximum(1, jnp.floor(scale * seen + 0.5))
-        # One size is left as it is, several are padded as the pipeline pads them.
-        view_canvas = [int(scale * side + 0.5) if fixed else -(-int(scale * side + 0.5) // 32) * 32 for side in at]
-        for mirror in mirrors:
-            logits = apply(resample(images, sizes, to, view_canvas, mirror=mirror))
-            probs += _softmax(resample(logits, to, seen, at, mirror=mirror))
-    probs /= len(protocol.scales) * len(mirrors)
-    return resample(probs, seen, sizes, canvas) if protocol.name == "resize" else probs
-
-
-def resample(
-    x: jax.Array, sizes: jax.Array, to_sizes: jax.Array, canvas: Sequence[int], *, mirror: bool = False
-) -> jax.Array:
-    """Each image of a padded batch resized bilinearly by its own factor, as `layers.resize_bilinear` without corners.
-
-    Two matrix products along the axes, whose matrices are made on the device: one program for all sizes in a canvas.
-
-    Args:
-      x: `[B, H, W, C]`; image b is its top left `sizes[b]`.
-      sizes, to_sizes: `[B, 2]`, heights and widths before and after.
-      canvas: (height, width) of what comes out, 0 beyond `to_sizes`.
-      mirror: whether left and right are exchanged.
-    """
-    rows = _interpolation(sizes[:, 0], to_sizes[:, 0], x.shape[1], canvas[0])
-    columns = _interpolation(sizes[:, 1], to_sizes[:, 1], x.shape[2], canvas[1], mirror)
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    return product("bhqc,bph->bpqc", product("bhwc,bqw->bhqc", x, columns), rows)
-
-
-def _interpolation(size: jax.Array, to_size: jax.Array, length: int, to_length: int, mirror: bool = False) -> jax.Array:
-    """`[B, to_length, length]`, float32: at most two entries a row, that add up to 1."""
-    # An empty row of a batch has no size.
-    size, to_size = (jnp.maximum(value, 1).astype(jnp.float32)[:, None] for value in (size, to_size))
-    out = jnp.arange(to_length, dtype=jnp.float32)
-    place = jnp.clip((out + 0.5) * (size / to_size) - 0.5, 0, size - 1)
-    if mirror:
-        place = size - 1 - place
-    weights = jnp.maximum(0, 1 - jnp.abs(place[..., None] - jnp.arange(length)))
-    return jnp.where((out < to_size)[..., None], weights, 0)
-
-
-def _view_sizes(size: Sequence[int], protocol: Protocol) -> list[tuple[int, ...]]:
-    return [tuple(max(1, int(scale * side + 0.5)) for side in size) for scale in protocol.scales]
-
-
-def _count(size: Sequence[int], protocol: Protocol) -> int:
-    """Windows of an image of `size`, on all its views."""
-    sides = [zip(view, protocol.size, protocol.stride, strict=True) for view in _view_sizes(size, protocol)]
-    return (1 + protocol.flip) * sum(math.prod(len(places(*side)) for side in view) for view in sides)
-
-
-def _views(image: np.ndarray, protocol: Protocol):
-    from jaxseg.data import transforms
-
-    for size in _view_sizes(image.shape[:2], protocol):
-        view, _ = transforms.resize(image, image[..., 0], size)
-        yield view
-        if protocol.flip:
-            yield view[:, ::-1]
-
-
-def _mean_of_views(views, size: tuple[int, int], protocol: Protocol) -> np.ndarray:
-    """The next image's float32 probabilities `[*size, C]` from those of its views."""
-    import cv2
-
-    total, count = 0.0, 0
-    for _ in protocol.scales:
-        for mirror in (False, True)[: 1 + protocol.flip]:
-            probs = next(views)
-            probs = probs[:, ::-1] if mirror else probs
-            if probs.shape[:2] != size:
-                probs = cv2.resize(probs, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-            total, count = total + probs, count + 1
-    return total / count
+    if probs is None:
+        result = scored(logits, labels, ignore_label)
+        return {**result, "per_image": per_image(jax.nn.softmax(logits), labels) if per_image else {}}
+    logarithm = jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+    result = scored(logarithm, labels, ignore_label, preds=probs.argmax(-1))
+    return {**result, "per_image": per_image(probs, labels) if per_image else {}}

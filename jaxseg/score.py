@@ -82,6 +82,19 @@ def eval_split(config: ConfigDict, dataset: Dataset) -> str:
     return split
 
 
+def with_padding(config: ConfigDict, dataset: Dataset, split: str, workdir: str | os.PathLike) -> ConfigDict:
+    """A copy of the config with `eval.multiple` set where it is left open, 0, and the protocol pads images.
+
+    It is that of the run in `workdir`, where there is one, or what the images of `split` ask for. So an image is padded
+    alike whenever it is scored and where it is predicted, whatever other images there are.
+    """
+    config = config.copy_and_resolve_references()
+    if not config.eval.multiple and config.eval.protocol not in protocols.FITTING:
+        before = configs.read(workdir).eval.multiple if checkpoint.has_any(workdir) else 0
+        config.eval.multiple = before or pipeline.padding_multiple(dataset.sizes(split))
+    return config
+
+
 def build_eval_step(config: ConfigDict, model: nn.Module, mesh: Mesh, info: DataInfo) -> protocols.Step:
     """The step that scores by the config's protocol, for `score_split`.
 
@@ -125,8 +138,8 @@ def score_split(
       UserError: the protocol of the config is none.
     """
     protocol = protocols.from_config(config.eval)
-    source, sizes, multiple = dataset.source(split), dataset.sizes(split), 32
-    if protocol.name in ("resize_labels", "center_crop"):
+    source, sizes, multiple = dataset.source(split), dataset.sizes(split), protocol.multiple
+    if protocol.name in protocols.FITTING:
         source, sizes, multiple = protocols.FittedSource(source, protocol), np.tile(protocol.size, (len(sizes), 1)), 1
     batches = pipeline.eval_batches(
         source,

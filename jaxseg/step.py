@@ -337,9 +337,14 @@ def _averaged(state: TrainState, variables: Mapping[str, Any], ema_decay: float)
     return jax.tree.map(lambda average, x: decay * average + (1.0 - decay) * x, state.ema, variables)
 
 
-def scored(logits: jax.Array, labels: jax.Array, ignore_label: int) -> dict[str, jax.Array]:
-    """What `create_eval_step` gives of float32 logits `[B, H, W, C]` and int32 labels `[B, H, W]`."""
-    preds, valid = logits.argmax(-1), labels != ignore_label
+def scored(
+    logits: jax.Array, labels: jax.Array, ignore_label: int, preds: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """What `create_eval_step` gives of float32 logits `[B, H, W, C]` and int32 labels `[B, H, W]`.
+
+    `preds`, int `[B, H, W]`, are the classes where they aren't those of the largest logits.
+    """
+    preds, valid = logits.argmax(-1) if preds is None else preds, labels != ignore_label
     loss = cross_entropy(logits, labels, ignore_label=ignore_label)
     return {
         "counts": confusion_matrix(preds, labels, logits.shape[-1], ignore_label=ignore_label),

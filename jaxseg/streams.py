@@ -8,6 +8,8 @@ import os
 import select
 import sys
 
+from jaxseg.errors import printable
+
 PATIENCE = 5.0  # seconds that the work waits for a reader who reads nothing
 PART = 4096  # bytes at a time: so many a pipe that is ready takes without waiting (PIPE_BUF)
 NAMES = {"stdout": "standard output", "stderr": "standard error"}
@@ -43,7 +45,11 @@ def keep_streams() -> None:
 
 
 def print_line(text: str, stream: str = "stdout") -> None:
-    """Prints a line at once to `sys.stdout` or `sys.stderr`, from Python too: where that raises, both are kept."""
+    """Prints a line at once to `sys.stdout` or `sys.stderr`, control characters escaped, from Python too.
+
+    Where that raises, both streams are kept.
+    """
+    text = printable(text)
     for _ in range(2):
         file = getattr(sys, stream)
         if file is None:

@@ -19,7 +19,7 @@ from jaxseg.pace import Pace
 from jaxseg.process import Interrupted, catch_signals
 from jaxseg.processes.facts import of_classes, of_data, of_records, of_tensors
 from jaxseg.processes.group import Group
-from jaxseg.score import eval_split, open_data, score_split
+from jaxseg.score import eval_split, open_data, score_split, with_padding
 from jaxseg.step import create_mesh, gather, put_batch
 from jaxseg.writers import open_writers, print_line
 
@@ -94,6 +94,7 @@ def _train(
         configs.check_same_classes(dataset.info, workdir, config)
         configs.check_same_data(dataset, workdir, config)
     split = eval_split(config, dataset)
+    config = with_padding(config, dataset, split, workdir)
     num_images = dataset.lengths[dataset.train_split]
     num_steps, eval_every = configs.num_steps(config, num_images), configs.eval_every(config, num_images)
     steps = build.create_steps(config, model, dataset, weights, mesh, num_steps)

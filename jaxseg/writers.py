@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxseg import forms
-from jaxseg.errors import UserError, shown
+from jaxseg.errors import UserError, printable, shown
 from jaxseg.files import METRICS, read_bytes, replacing
 from jaxseg.streams import print_line
 
@@ -111,6 +112,17 @@ def _event_writer(directory: Path):
     return SummaryWriter(str(directory))
 
 
+def _tagged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For an event file: names as they can be shown, two that are shown alike with numbers behind."""
+    tagged: dict[str, Any] = {}
+    for name, value in values.items():
+        tag, number = shown(name), 2
+        while tag in tagged:
+            tag, number = f"{shown(name)} ({number})", number + 1
+        tagged[tag] = value
+    return tagged
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
         name, package = PACKAGES.get(error.name, (error.name, error.name))
@@ -199,20 +211,20 @@ class _FileWriters(Writers):
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.write(json.dumps({"step": int(step), **row}, allow_nan=False) + "\n")
         self._metrics.flush()
-        self._event("write_scalars", step, values)
+        self._event("write_scalars", step, _tagged(values))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         for name, image in images.items():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"picture '{name}' is {image.dtype} {list(image.shape)}, due is uint8 [h, w, 3]")
-        self._event("write_images", step, dict(images))
+        self._event("write_images", step, _tagged(images))
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
-        self._event("write_texts", step, dict(texts))
+        self._event("write_texts", step, _tagged({name: printable(text) for name, text in texts.items()}))
 
     def hparams(self, values: Mapping[str, object]) -> None:
-        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
-        self._event("write_hparams", plain)
+        plain = {name: v if isinstance(v, bool | int | float) else shown(v) for name, v in values.items()}
+        self._event("write_hparams", _tagged(plain))
 
     def overview(self, variables: Mapping) -> None:
         import jax

@@ -1,9 +1,13 @@
+import warnings
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxseg import figures
 from jaxseg.figures import curves, overlay, overlay_with_legend, prediction_figure, write_png
+from jaxseg.lettering import letter
 
 NAMES = ["background", *(f"class {index}" for index in range(1, 21))]
 PALETTE = np.array([(0, 0, 0)] + [(index * 12, 255 - index * 12, index * 37 % 256) for index in range(1, 21)], np.uint8)
@@ -28,7 +32,7 @@ def legends(monkeypatch):
     original = figures._legend
 
     def recording(figure, entries, width):
-        drawn.append(list(entries))
+        drawn.append([name for name, _ in entries])
         return original(figure, entries, width)
 
     monkeypatch.setattr(figures, "_legend", recording)
@@ -192,3 +196,56 @@ def test_write_png_puts_the_file_in_place_whole(tmp_path, monkeypatch):
 def test_write_png_refuses(array, tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         write_png(tmp_path / "a.png", array)
+
+
+def ink(sheet, image):
+    """Dark pixels of a legend below a picture."""
+    return int((sheet[len(image) :].min(-1) < 128).sum())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$\\foo$",
+        "$_$",
+        "$x^$",
+        "_background_",
+        "_",
+        "a\\$b",
+        "水",
+        "😀",
+        "a\rb\x1b[2J",
+        "\udcff",
+        "\u202eabc",
+        "x" * 5000,
+        "%",
+    ],
+)
+def test_a_class_of_any_name_stands_in_the_legend(name):
+    """Mathematics ended matplotlib, a leading underscore hid the name, and a script without a font warned."""
+    image, palette = np.full((90, 120, 3), 200, np.uint8), np.array([(0, 0, 0), (255, 255, 0)], np.uint8)
+    preds = np.tile(np.array([0, 1], np.uint8), (90, 60))
+    names = {"class_names": ["plain", name], "palette": palette}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sheet = overlay_with_legend(image, preds, **names)
+        without = overlay_with_legend(image, preds, class_names=["plain", " "], palette=palette)
+        titled = prediction_figure([image], [preds], [preds], titles=[name[:40]], **names)
+    assert ink(sheet, image) > ink(without, image)
+    assert sheet.shape[1] < 2000 and titled.ndim == 3
+
+
+def test_letters_that_no_font_has_are_escaped_and_said_once(capsys):
+    figure = Figure()
+    for _ in range(2):
+        text = figure.text(0, 0, "")
+        letter(text, "a\U0010fffd")
+        assert text.get_text() == "a\\U0010fffd" and not text.get_parse_math()
+    assert capsys.readouterr().err.count("U+10FFFD") == 1
+
+
+def test_two_classes_of_one_name_both_stand_in_the_legend(legends):
+    preds = np.repeat(np.arange(2, dtype=np.uint8), 32).reshape(8, 8)
+    names = {"class_names": ["sky", "sky"], "palette": PALETTE}
+    overlay_with_legend(np.zeros((8, 8, 3), np.uint8), preds, **names)
+    assert legends == [["sky 50.0 %", "sky 50.0 %"]]

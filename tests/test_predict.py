@@ -13,12 +13,14 @@ from image_bytes import png, tiff
 from PIL import Image
 
 import jaxseg
-from jaxseg import predict
+from jaxseg import predictor as predictor_module
 from jaxseg.checksums import seal
 from jaxseg.data import data_info, open_dataset
 from jaxseg.errors import UserError
 from jaxseg.predict import main, predict_files, read_image, write_palette_png
+from jaxseg.protocols import Protocol
 from jaxseg.score import eval_run, score_split
+from jaxseg.train import train
 from jaxseg.windows import places
 
 pytest_plugins = ["tiny_runs"]
@@ -60,27 +62,33 @@ def test_odd_and_small_images_are_predicted(predictor, size):
 @pytest.mark.parametrize("size", [(70, 100), (33, 20)])
 def test_an_image_is_brought_to_the_size_that_its_run_was_scored_at(predictor, size, monkeypatch):
     image = an_image(*size)
-    small = predictor(cv2.resize(image, (64, 48), interpolation=cv2.INTER_LINEAR), probabilities=True)
+    small = predictor(cv2.resize(image, (96, 64), interpolation=cv2.INTER_LINEAR), probabilities=True)
     due = cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR)
     whole = predictor(image)
-    monkeypatch.setattr(predictor, "size", (48, 64))
+    monkeypatch.setattr(predictor, "protocol", Protocol("resize", (64, 96)))
     found = predictor(image, probabilities=True)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, due, atol=1e-6)
+    np.testing.assert_allclose(found, due, atol=0.02, err_msg="but for the bytes' rounding")
     preds = predictor(image)
     assert preds.dtype == np.uint8
     np.testing.assert_array_equal(preds, found.argmax(-1))
     np.testing.assert_array_equal(predictor(image, window=0), whole)
 
 
-def test_the_size_is_that_of_the_protocol(finished_copy, tiny):
-    config = json.loads((finished_copy / "config.json").read_text())
-    assert jaxseg.load(finished_copy).size is None
-    for protocol, due in (("resize", (48, 40)), ("resize_labels", (48, 40)), ("slide", None)):
-        config["eval"] |= {"protocol": protocol, "size": [48, 40]}
-        (finished_copy / "config.json").write_text(json.dumps(config))
-        seal_again(finished_copy)
-        assert jaxseg.load(finished_copy).size == due
+def test_images_are_seen_as_the_run_was_scored(tiny, tmp_path):
+    scored = {"eval__protocol": "resize", "eval__size": (40, 72), "eval__flip": True}
+    train(tiny.config(**scored, train__num_steps=2), tmp_path / "run", log=lambda line: None)
+    predictor = jaxseg.load(tmp_path / "run")
+    assert predictor.protocol == Protocol("resize", (40, 72), flip=True, multiple=32)
+    dataset = open_dataset("camvid", directory=str(tiny.data), progress=False)
+    counts = np.zeros((11, 11), int)
+    for record in (dataset.source("val")[index] for index in range(3)):
+        valid = record["labels"] != 255
+        np.add.at(counts, (record["labels"][valid], predictor(record["images"])[valid]), 1)
+    lines = []
+    eval_run(tmp_path / "run", log=lines.append)
+    written = json.loads((tmp_path / "run" / "evaluations" / "val-best.json").read_text())
+    np.testing.assert_array_equal(counts, written["counts"])
 
 
 @pytest.mark.parametrize("size", [(70, 100), (33, 90), (90, 20)])
@@ -104,8 +112,8 @@ def test_a_large_image_is_predicted_from_windows(predictor, size):
 
 
 def test_a_large_image_is_seen_in_windows_by_default(predictor, monkeypatch):
-    monkeypatch.setattr(predict, "LARGE", 60)
-    monkeypatch.setattr(predict, "WINDOW", 32)
+    monkeypatch.setattr(predictor_module, "LARGE", 60)
+    monkeypatch.setattr(predictor_module, "WINDOW", 32)
     image = np.random.default_rng(0).integers(0, 256, (61, 50, 3), dtype=np.uint8)
     assert not np.array_equal(predictor(image, window=32), predictor(image, window=0))
     np.testing.assert_array_equal(predictor(image), predictor(image, window=32))

@@ -1,5 +1,6 @@
 """Whatever the protocol, every valid pixel counts once, and probabilities are brought back to where they belong."""
 
+import dataclasses
 import functools
 
 import cv2
@@ -17,17 +18,19 @@ from jaxseg.data import pipeline, transforms
 from jaxseg.errors import UserError
 from jaxseg.evaluate import evaluate
 from jaxseg.models.layers import resize_bilinear
+from jaxseg.predictor import Predictor
 from jaxseg.protocols import (
+    FITTING,
     FittedSource,
     Protocol,
     center_crop,
     create_averaging_step,
     create_window_step,
     from_config,
-    resample,
 )
 from jaxseg.published import sums_of_c
 from jaxseg.step import create_eval_step, create_mesh, fill_colour
+from jaxseg.views import in_strips, resample
 
 SIZES = [(40, 50), (64, 64), (33, 64), (20, 40)]
 SCALE = {"mean": (0.4011, 0.5023, 0.6037), "std": (0.2, 0.2, 0.2)}  # so that no two colours are equal
@@ -89,14 +92,19 @@ def step_of(model, protocol, batch_size, per_image):
     return create_averaging_step(model, MESH, protocol, per_image=per_image, **SCALE)
 
 
+def batches_of(source, protocol, batch_size=2):
+    sizes = np.array([source[index]["labels"].shape for index in range(len(source))])
+    multiple = protocol.multiple if protocol else 0
+    if protocol and protocol.name in FITTING:
+        source, sizes, multiple = FittedSource(source, protocol), np.tile(protocol.size, (len(sizes), 1)), 1
+    return pipeline.eval_batches(source, sizes, batch_size=batch_size, multiple=multiple, fill=FILL)
+
+
 def score(model, protocol, *, source=None, batch_size=2, per_image=None):
     """With `protocol` None by the plain path."""
     source = source or Records()
-    sizes, multiple = np.array([source[index]["labels"].shape for index in range(len(source))]), 32
-    if protocol and protocol.name in ("resize_labels", "center_crop"):
-        source, sizes, multiple = FittedSource(source, protocol), np.tile(protocol.size, (len(sizes), 1)), 1
-    batches = pipeline.eval_batches(source, sizes, batch_size=batch_size, multiple=multiple, fill=FILL)
     step = step_of(model, protocol, batch_size, per_image)
+    batches = batches_of(source, protocol, batch_size)
     return evaluate(step, {}, batches, MESH, examples_at=set(range(len(source))))
 
 
@@ -181,6 +189,80 @@ def test_every_valid_pixel_counts_once(protocol, batch_size):
         np.mean(one["preds"] == other["preds"]) for one, other in zip(result.examples, plain.examples, strict=True)
     ]
     assert min(agree) > 0.9, "the pictures are smooth: what is brought back lies where it was"
+
+
+VIEWS = [{}, {"scales": (0.75, 1.5), "flip": True}]
+
+
+@pytest.mark.parametrize("views", VIEWS, ids=lambda views: "-".join(views) or "once")
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Protocol(multiple=64),
+        Protocol("resize", (48, 40)),
+        Protocol("slide", (32, 40), (20, 20)),
+    ],
+    ids=lambda protocol: protocol.slug,
+)
+def test_predictions_are_what_is_scored(protocol, views):
+    """One function brings a picture to size for both: bytes that are rounded on the way gave other classes."""
+    protocol = dataclasses.replace(protocol, **views)
+    result = score(Blur(), protocol, source=Records([(40, 50), (50, 40), (33, 70)]), batch_size=3)
+    predictor = Predictor(Blur(), {}, None, 0, **SCALE, protocol=protocol)
+    for example in result.examples:
+        preds = predictor(example["images"])
+        assert preds.dtype == np.uint8
+        np.testing.assert_array_equal(preds, example["preds"])
+        assert not predictor.unlike_scoring(preds.shape)
+        probs = predictor(example["images"], probabilities=True)
+        assert probs.dtype == np.float32
+        np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
+        assert np.mean(probs.argmax(-1) == preds) > 0.999
+    assert any(len(np.unique(example["preds"])) > 1 for example in result.examples)
+
+
+@pytest.mark.parametrize("views", VIEWS, ids=lambda views: "-".join(views) or "once")
+@pytest.mark.parametrize("protocol", [Protocol("resize_labels", (48, 40)), Protocol("center_crop", (40, 40))])
+def test_predictions_are_what_is_scored_at_the_size_that_is_scored_at(protocol, views):
+    protocol = dataclasses.replace(protocol, **views)
+    predictor = Predictor(Blur(), {}, None, 0, **SCALE, protocol=protocol)
+    for example in score(Blur(), protocol, source=Records(SIZES[:2])).examples:
+        preds = predictor(example["images"])
+        np.testing.assert_array_equal(preds, example["preds"])
+        assert not predictor.unlike_scoring(preds.shape)
+    image = Records()[0]["images"]
+    assert predictor(image).shape == image.shape[:2]
+    assert "evaluation scores" in predictor.unlike_scoring(image.shape[:2])
+
+
+def test_resized_labels_are_predicted_from_what_the_network_saw():
+    predictor = Predictor(Blur(), {}, None, 0, **SCALE, protocol=Protocol("resize_labels", (48, 40)))
+    image, labels = Records()[0]["images"], Records()[0]["labels"]
+    small, _ = transforms.resize(image, labels, (48, 40))
+    due = resize_bilinear(predictor(small, probabilities=True)[None], labels.shape, align_corners=False)[0]
+    np.testing.assert_allclose(predictor(image, probabilities=True), due, atol=1e-5)
+
+
+def test_how_an_image_is_padded_does_not_hang_on_the_others():
+    """Of many sizes the padding is larger for all; the run keeps how much, and predicting pads alike."""
+    sizes = [(33 + 32 * i, 50) for i in range(9)]
+    assert pipeline.padding_multiple(np.array(sizes)) == 64
+    many = score(Blur(), Protocol(multiple=64), source=Records(sizes)).examples
+    predictor = Predictor(Blur(), {}, None, 0, **SCALE, protocol=Protocol(multiple=64))
+    shapes = {batch["images"].shape[1:3] for batch in batches_of(Records(sizes), Protocol(multiple=32))}
+    assert len(shapes) == 9, "a multiple that is given stays"
+    for example in many:
+        np.testing.assert_array_equal(predictor(example["images"]), example["preds"])
+
+
+@pytest.mark.parametrize(("size", "most"), [((70, 45), 1), ((70, 45), 10_000), ((70, 45), 30_000), ((5, 3), 1)])
+def test_strips_are_the_whole(size, most):
+    probs = np.random.default_rng(0).random((1, 13, 17, 3), np.float32)
+    canvas = tuple(-(-side // 32) * 32 for side in size)
+    parts = list(in_strips(probs, size, canvas, most))
+    assert len(parts) == -(-size[0] // (32 * max(1, most // (32 * canvas[1] * 3))))
+    whole = RESAMPLE(probs, np.array([[13, 17]]), np.array([size]), size)
+    np.testing.assert_allclose(np.concatenate(parts), whole[0], atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------- against plain loops
@@ -344,7 +426,8 @@ def test_sums_of_each_image_are_in_the_order_of_the_images(protocol, batch_size)
 
 def fields(**values):
     return ConfigDict(
-        {"protocol": "whole", "size": (), "stride": 0, "scales": (1.0,), "flip": False, **values}, convert_dict=False
+        {"protocol": "whole", "size": (), "stride": 0, "scales": (1.0,), "flip": False, "multiple": 0, **values},
+        convert_dict=False,
     )
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from jaxseg.environment import check_environment, find_devices
-from jaxseg.errors import UserError
+from jaxseg.errors import Parser, UserError
 from jaxseg.process import one_line_errors, use_huge_pages
 from jaxseg.streams import keep_streams
 
@@ -18,7 +18,7 @@ MODES = ("train", "infer", "latency", "input", "scaling")
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; `fields` are its --config.FIELD=VALUE. A wrong one ends in a message and status 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jaxseg.benchmark",
         allow_abbrev=False,
         description="Time and memory of a network, or of the input pipeline, alone or in turns with PyTorch. "

@@ -1,11 +1,11 @@
 """The command: `python -m jaxseg.compare RUN... --output=DIR`."""
 
-import argparse
 import pathlib
 import sys
 
 from jaxseg import checksums
 from jaxseg.compare import IMAGES, compare, write_reproduction
+from jaxseg.errors import Parser
 from jaxseg.streams import keep_streams
 
 # Configs of a checkout import each other as `configs.default`, from wherever the command is given.
@@ -15,7 +15,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
 def main() -> None:
     """Parses the arguments and compares; a mistake of the user's ends in one message and status 1."""
     keep_streams()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m jaxseg.compare",
         description="Finished or running runs beside each other: table.md, table.csv and report.html, which opens in "
         "any browser without a network. Seeds of one config are gathered to mean and spread.",

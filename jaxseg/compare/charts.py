@@ -1,11 +1,11 @@
 """Curves of all runs as SVG, drawn as text: crisp at any size, and in the colours of the page that they stand in."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxseg.compare import escaped
 from jaxseg.compare.runs import Group
 from jaxseg.files import score_key
 
@@ -113,7 +113,7 @@ def panel(groups: Sequence[Group], title: str, key: str) -> str:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - y_low) / (y_high - y_low))
 
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} of all runs over the steps">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped.html(title)} of all runs over the steps">'
     ]
     digits = max(len(f"{value:g}".partition(".")[2]) for value in y_ticks)
     for value in y_ticks:
@@ -138,7 +138,7 @@ def panel(groups: Sequence[Group], title: str, key: str) -> str:
         classes = "curve seed" if many else "curve"
         parts.append(f'<g class="{classes}" style="color:{colour}">')
         words = f"{groups[index].label}, {name}" if many else name
-        parts.append(f"<title>{html.escape(words)}: {values[-1]:.4f} at step {steps[-1]:g}</title>")
+        parts.append(f"<title>{escaped.html(words)}: {values[-1]:.4f} at step {steps[-1]:g}</title>")
         parts.append(f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>')
         if len(places) <= (2 if is_training else 40):
             parts += [marker(kind, x, y, 3.5) for x, y in places]

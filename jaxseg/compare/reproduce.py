@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from jaxseg.compare import tables
+from jaxseg.compare import escaped, tables
 from jaxseg.compare.runs import PUBLISHED, Row, Run
 from jaxseg.errors import UserError
 
@@ -64,9 +64,9 @@ def line(row: Row, folder: pathlib.Path) -> list[str]:
         "hardware": tables.facts(row)["hardware"],
         "time": tables.facts(row)["time"],
     }
-    cells = {title: tables.escape(cell) for title, cell in cells.items()}
-    cells["config"] = f"[`{name}`]({file})" if card else tables.escape(name)
-    cells["command"] = f"`{tables.escape(command(row.group.runs[0], card, folder, name))}`" if card else tables.DASH
+    cells = {title: escaped.markdown(cell) for title, cell in cells.items()}
+    cells["config"] = f"[{escaped.code(name)}]({file})" if card else escaped.markdown(name)
+    cells["command"] = escaped.code(command(row.group.runs[0], card, folder, name)) if card else tables.DASH
     return [cells[title] for title in HEADER]
 
 

@@ -1,6 +1,5 @@
 """The sections of the report as HTML; whatever a run, a class or a field is called is escaped."""
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,16 +7,12 @@ from typing import Any
 import numpy as np
 
 from jaxseg.compare import charts, tables
+from jaxseg.compare.escaped import html as text
 from jaxseg.compare.pictures import Sheet
 from jaxseg.compare.runs import Group, Row, differences
 
 MOST_CLASSES = 40  # of a confusion matrix: a larger one can't be read
 WIDE = 15  # classes from which a confusion matrix takes the page's whole width
-
-
-def text(value: Any) -> str:
-    """Anything as HTML text or the value of an attribute."""
-    return html.escape(str(value))
 
 
 def _scroll(body: str, label: str) -> str:

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
+from jaxseg.compare import escaped
 from jaxseg.compare.runs import Row
 
 NAMES = {
@@ -148,25 +149,19 @@ def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
                 cells[f"{name_of(score)}: published"] = DASH if figure is None else f"{figure:.4f}"
         cells |= told
         header = list(cells)
-        lines.append("| " + " | ".join(map(escape, cells.values())) + " |")
+        lines.append("| " + " | ".join(map(escaped.markdown, cells.values())) + " |")
     words = ("run", "network", "data", "split", "checkpoint", "protocol", "hardware")
     aligned = ["---" if name in words else "---:" for name in header]
-    text = "\n".join(["| " + " | ".join(map(escape, header)) + " |", "|" + "|".join(aligned) + "|", *lines])
+    text = "\n".join(["| " + " | ".join(map(escaped.markdown, header)) + " |", "|" + "|".join(aligned) + "|", *lines])
     remarks = [f"Published figures beside {label}: {text}" for label, text in settings(rows).items()]
-    return text + "\n\n" + "".join(f"- {_plain(line)}\n" for line in [*notes, *remarks, SPREAD])
-
-
-def escape(text: str) -> str:
-    """A cell of a Markdown table."""
-    return _plain(text).replace("|", "\\|")
-
-
-def _plain(text: str) -> str:
-    return " ".join(str(text).replace("<", "&lt;").split())
+    return text + "\n\n" + "".join(f"- {escaped.markdown(line)}\n" for line in [*notes, *remarks, SPREAD])
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line a row, all digits: each score as mean over the seeds, `_std`, `_min`, `_max` and `_published`."""
+    """A line a row, all digits: each score as mean over the seeds, `_std`, `_min`, `_max` and `_published`.
+
+    No cell is one that a spreadsheet takes for a formula, see `escaped.cell`; numbers are numbers.
+    """
     told = list(dict.fromkeys(score for row in rows for e in row.evaluations for score in e.scores))
     classes = list(dict.fromkeys(name for row in rows for name in row.iou))
     lines = []
@@ -194,7 +189,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         line["published_setting"] = row.group.published.get("setting", "")
         lines.append(line)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(text, lineterminator="\n")
+    # Every row has the same columns; two that are escaped alike stay two.
+    rows_of_cells = [list(lines[0]), *(line.values() for line in lines)]
+    writer.writerows([escaped.cell(value) for value in cells] for cells in rows_of_cells)
     return text.getvalue()

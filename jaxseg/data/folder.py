@@ -51,8 +51,8 @@ from jaxseg.data.pictures import named
 from jaxseg.data.progress import say
 from jaxseg.data.readings import values_of
 from jaxseg.data.recipe import FolderRecipe, read_image, read_mask
-from jaxseg.errors import UserError, shown
-from jaxseg.streams import keep_streams
+from jaxseg.errors import Parser, UserError, printable, shown
+from jaxseg.streams import keep_streams, print_line
 
 
 class Folder(FolderRecipe):
@@ -119,16 +119,16 @@ def report(directory: str) -> str:
 def main() -> None:
     """The command; a mistake of the user's ends in one message and status 1."""
     keep_streams()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m jaxseg.data.folder",
         description=f"What is in a folder of images and masks.\n\n{__doc__.partition(chr(10))[2]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory")
     try:
-        print(report(parser.parse_args().directory))
+        print_line(report(parser.parse_args().directory))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
 
 
 if __name__ == "__main__":

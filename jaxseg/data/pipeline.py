@@ -120,22 +120,27 @@ class _Variants:
         return {**self.source[number], "variant": self.variants[variant]}
 
 
-def padded_sizes(sizes: np.ndarray, multiple: int = 32) -> np.ndarray:
+def padded_sizes(sizes: np.ndarray, multiple: int = 0) -> np.ndarray:
     """The sizes that images are padded to: few, so that few programs are compiled.
 
     Args:
       sizes: integers [N, 2], heights and widths.
-      multiple: heights and widths are rounded up to multiples of it; it is doubled until at most eight sizes are left.
+      multiple: heights and widths are rounded up to multiples of it; 0 for `padding_multiple`.
 
     Returns:
       int32 [N, 2].
     """
     sizes = np.asarray(sizes, np.int32).reshape(-1, 2)
-    while True:
-        padded = -(-sizes // multiple) * multiple
-        if len(np.unique(padded, axis=0)) <= _MOST_SIZES:
-            return padded.astype(np.int32)
+    multiple = multiple or padding_multiple(sizes)
+    return (-(-sizes // multiple) * multiple).astype(np.int32)
+
+
+def padding_multiple(sizes: np.ndarray) -> int:
+    """32, doubled until images of `sizes`, integers [N, 2], rounded up to multiples of it have at most eight sizes."""
+    multiple = 32
+    while len(np.unique(-(-np.asarray(sizes).reshape(-1, 2) // multiple), axis=0)) > _MOST_SIZES:
         multiple *= 2
+    return multiple
 
 
 def most_rows(batch_size: int, pixels: int, devices: int = 1) -> int:
@@ -149,7 +154,7 @@ def eval_plan(
     sizes: np.ndarray,
     *,
     batch_size: int,
-    multiple: int = 32,
+    multiple: int = 0,
     pixels: Callable[[tuple[int, int]], int] = math.prod,
     devices: int = 1,
     process_index: int = 0,

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.process import Interrupted
 from jaxseg.processes.facts import Facts
 from jaxseg.processes.group import FAULT, MISTAKE, Group, Say
@@ -96,7 +96,7 @@ def _ending_at_once() -> Iterator[None]:
     except Interrupted:
         raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         os._exit(MISTAKE)
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxseg.errors import UserError, shown
+from jaxseg.errors import UserError, printable, shown
 from jaxseg.process import Interrupted, catch_signals
 from jaxseg.processes.facts import Facts, difference, in_words
 from jaxseg.processes.line import Line, readable
@@ -312,5 +312,5 @@ def in_lines(text: str) -> str:
 
 def _end(why: str, status: int) -> None:
     remedy = "; start again to go on from the last checkpoint" if status == FAULT else ""
-    print(f"error: {why}{remedy}", file=sys.stderr, flush=True)
+    print(printable(f"error: {why}{remedy}"), file=sys.stderr, flush=True)
     os._exit(status)
