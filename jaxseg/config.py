@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxseg import files, forms, protocols
 from jaxseg.data import DATASETS, DataInfo, Dataset, data_info
 from jaxseg.errors import UserError, shown
-from jaxseg.fields import CLASS_WEIGHT, FIELDS, check, shown_value
+from jaxseg.fields import CLASS_WEIGHT, FIELDS, Name, check, shown_value
 from jaxseg.lookup import lookup, nearest
 from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, check_options, create_model
@@ -312,18 +312,11 @@ def read(workdir: str | pathlib.Path) -> ConfigDict:
     return config
 
 
-# What JSON has of a field, by the type of its default; the crop's side may be one number or two.
-_TYPES = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    str: ((str,), "a text"),
-    tuple: ((list,), "a list"),
-}
-
-
 def _misfits(written: Mapping[str, Any], defaults: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
-    """The fields of a config that there are not, or that are of another type, as `forms.broken` wants them."""
+    """The fields of a config that there are not, or that `jaxseg.fields` does not allow, as `forms.broken` wants them.
+
+    Names are left to whoever uses them: a run of a network that is not registered here can be compared.
+    """
     remedy = forms.FORMS[files.CONFIG].remedy
     for key, value in written.items():
         field, default = prefix + key, defaults.get(key)
@@ -336,12 +329,11 @@ def _misfits(written: Mapping[str, Any], defaults: ConfigDict, prefix: str = "")
                 yield field, value, "a group of fields, {...}", remedy
             elif field not in OPEN:
                 yield from _misfits(value, default, f"{field}.")
-        else:
-            kinds, due = (
-                ((int, list), "a whole number or a list") if field == "data.crop_size" else _TYPES[type(default)]
-            )
-            if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
-                yield field, value, due, remedy
+        elif isinstance(FIELDS[field], Name):
+            if not isinstance(value, str):
+                yield field, value, "a name", remedy
+        elif not FIELDS[field].fits(value):
+            yield field, value, FIELDS[field].due, remedy
 
 
 def _as_tuples(value: Any) -> Any:

@@ -91,7 +91,7 @@ def test_a_run_of_no_config_there_has_no_command(cards, write_run):
 
 def test_lines_of_one_config_stand_together(cards, write_run):
     first, second = (
-        write_run(n, published={"config": "a_net"}, optim__learning_rate=r) for n, r in (("a", 1), ("b", 2))
+        write_run(n, published={"config": "a_net"}, optim__learning_rate=r) for n, r in (("a", 0.5), ("b", 0.25))
     )
     for folder in (first, second):
         text = (folder / "evaluations" / "val-best.json").read_text()
