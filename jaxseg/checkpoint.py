@@ -12,9 +12,11 @@ checkpoint gets its name, so one that has the name has checksums, and whatever i
 
 import contextlib
 import copy
+import gc
 import json
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -45,11 +47,24 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save and closes.
 
+    Args:
+      workdir: of the run.
+      read_only: whether nothing is saved.
+      still_there: raises a `UserError` where the workdir was moved meanwhile; what was just being saved is not left
+        behind at its old place then.
+
     Attributes:
       half_written: folders that a process which was killed has left.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        read_only: bool = False,
+        still_there: Callable[[], None] = lambda: None,
+    ):
+        self._still_there, self._saving = still_there, -1
         self.folder = pathlib.Path(workdir).absolute() / CHECKPOINTS
         if read_only and not self.folder.is_dir():
             raise UserError(
@@ -73,9 +88,24 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
-        with self._errors("write"):
-            for manager in self._managers.values():
-                manager.close()
+        try:
+            with self._errors("write"):
+                for manager in self._managers.values():
+                    manager.close()
+        finally:
+            self._leave_nothing_behind()
+
+    def _leave_nothing_behind(self) -> None:
+        try:
+            self._still_there()
+        except UserError:
+            # Orbax makes the folders of a save anew where they are gone.
+            for path in self.folder.glob("*/*"):
+                if path.name.partition(".")[0] == str(self._saving):
+                    shutil.rmtree(path, ignore_errors=True)
+            for path in (*(self.folder / kind for kind in KINDS), self.folder, self.folder.parent):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     @property
     def latest(self) -> int | None:
@@ -151,6 +181,7 @@ class Checkpoints:
         # The progress of 'latest' names the best step, which must be whole first; and what is still being written can't
         # be deleted.
         self.wait()
+        self._still_there()
         with self._errors("write"):
             if step in manager.all_steps():
                 # A run that was killed after its best score and resumed from before it comes here again.
@@ -297,6 +328,11 @@ def read_variables(
     Raises:
       UserError: there is no such checkpoint, or it is damaged or of another network.
     """
+    with _without_late_errors():
+        return _read_variables(workdir, like, which, note)
+
+
+def _read_variables(workdir, like, which, note) -> tuple[dict[str, Any], str, int]:
     while True:
         checkpoints = Checkpoints(workdir, read_only=True)
         _wait_for_best(checkpoints.folder, which)
@@ -314,12 +350,30 @@ def read_variables(
         except UserError:
             if jax.process_count() > 1 or not _is_going(folder, listed):
                 raise
+            gc.collect()
             continue
         if _any_process(_is_going(folder, listed, patience=0.0)):
             continue
         if found is None:
             note(checksums.note(folder))
         return variables, kind, step
+
+
+@contextlib.contextmanager
+def _without_late_errors() -> Iterator[None]:
+    """Swallows what TensorStore's threads say of a read that failed, beside its error and when it is over."""
+    hook = sys.unraisablehook
+
+    def without(unraisable) -> None:
+        text = str(unraisable.exc_value)
+        if "Event loop is closed" not in text and "See full TensorStore" not in text:
+            hook(unraisable)
+
+    sys.unraisablehook = without
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _wait_for_best(folder: pathlib.Path, which: str | int) -> None:

@@ -47,10 +47,10 @@ def hold(workdir: str | os.PathLike, say: Callable[[str], object]) -> Iterator[C
     except OSError as error:
         raise _unwritable(workdir, error) from error
     try:
-        with _locked(workdir, say) as folder:
+        with _locked(workdir, say) as (folder, file):
 
             def check() -> None:
-                _check(workdir, folder)
+                _check(workdir, folder, file)
 
             try:
                 yield check
@@ -71,7 +71,7 @@ def _make(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path, say: Callable[[str], object]) -> Iterator[int]:
+def _locked(workdir: pathlib.Path, say: Callable[[str], object]) -> Iterator[tuple[int, int]]:
     try:
         folder = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -79,11 +79,12 @@ def _locked(workdir: pathlib.Path, say: Callable[[str], object]) -> Iterator[int
     try:
         file = _take(workdir, folder, say)
         try:
-            yield folder
+            yield folder, file
         finally:
             # By the folder, which may lie elsewhere by now; before the lock ends, so that nobody else's is deleted.
             with contextlib.suppress(OSError):
-                os.unlink(LOCK, dir_fd=folder)
+                if _is_same(file, folder):
+                    os.unlink(LOCK, dir_fd=folder)
             os.close(file)
     finally:
         os.close(folder)
@@ -212,10 +213,15 @@ def _wait_for_holder(file: int) -> dict[str, Any]:
     return holder
 
 
-def _check(workdir: pathlib.Path, folder: int) -> None:
+def _check(workdir: pathlib.Path, folder: int, file: int) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(folder), os.stat(workdir)):
-            return
+            if _is_same(file, folder):
+                return
+            raise UserError(
+                f"{shown(workdir / LOCK)} is no longer this run's: somebody deleted it, or all of the workdir; the run "
+                "ends here and writes no more"
+            )
     where = ""
     with contextlib.suppress(OSError):
         where = os.readlink(f"/proc/self/fd/{folder}")

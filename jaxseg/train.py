@@ -104,7 +104,7 @@ def _train(
         # Until all is closed: a second signal is not to come between.
         (group.catch_signals if group else catch_signals)() as signalled,
         record.disk_errors(workdir),
-        checkpoint.Checkpoints(record.make_workdir(workdir)) as checkpoints,
+        checkpoint.Checkpoints(record.make_workdir(workdir), still_there=still_there) as checkpoints,
         contextlib.ExitStack() as stack,
     ):
         # ---------------------------------------------------------------------------------------- where it goes on
