@@ -95,6 +95,7 @@ def case(number: int, seed: int, fields: dict) -> tuple[tuple, dict]:
     """The network of a case, and its changes: field to value."""
     rng = random.Random(f"{seed} {number}")
     network, changes = rng.choice(LARGE if rng.random() < 0.06 else SMALL), {}
+    gentle = rng.random() < 0.1  # values that may well be taken
     for _ in range(rng.choice([1, 1, 1, 2, 2, 3])):
         group = rng.choice([None] * 5 + list(OPTIONS))
         if group:
@@ -106,6 +107,11 @@ def case(number: int, seed: int, fields: dict) -> tuple[tuple, dict]:
         field = rng.choice(list(fields))
         likely = WORDS.get(field) or ((True, False) if isinstance(fields[field], bool) else NUMBERS)
         numeric = isinstance(fields[field], int | float) and not isinstance(fields[field], bool)
+        if gentle:
+            value = fields[field]
+            near = [0, value, value * 2, value + 1, value / 2] if isinstance(value, float) else [0, value, 1, 2, 3, 4]
+            changes[field] = rng.choice(near if numeric else likely)
+            continue
         pools = [likely, likely, NUMBERS if numeric else OTHERS, OTHERS]
         changes[field] = rng.choice(rng.choice(pools))
     return network, changes

@@ -61,4 +61,4 @@ def test_a_random_config_is_refused_in_one_line_or_trains(tmp_path):
     print(dict(counts))
     wrong = [result for result in found if result["outcome"] not in ("refused", "trained")]
     assert not wrong, "\n".join(map(str, wrong))
-    assert counts["trained"] > CASES / 10 and counts["refused"] > CASES / 10
+    assert counts["trained"] > CASES / 20 and counts["refused"] > CASES / 2
