@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxseg import checkpoint, checksums, memory, resident
+from jaxseg import checkpoint, checksums, memory, protocols, resident
 from jaxseg import config as configs
 from jaxseg.data import DataInfo, Dataset, data_info, pipeline, transforms
 from jaxseg.errors import UserError, shown
@@ -166,6 +166,15 @@ def _check_step(config: ConfigDict, train_step: Callable, state: Any, mesh: Mesh
     held, gradient = memory.bytes_of(state) // parts, memory.bytes_of(state.params) // parts
     of_device = held + max(gradient, together(kept or [0]) // mesh.size)
     memory.check_fits(local * of_device + batches if on_cpu else of_device, mesh, "a training step", remedy)
+    protocol = protocols.from_config(config.eval)
+    # Windows are as large at every scale.
+    pixels = math.prod(protocol.size) * (1 if protocol.name == "slide" else max(protocol.scales) ** 2)
+    if pixels:
+        rows = pipeline.most_rows(data.eval_batch_size, math.ceil(pixels), mesh.size)
+        largest = max((taken for _, taken in inputs.values()), default=0)
+        of_device = int(largest * rows * pixels / (math.prod(size) / config.train.accumulate)) // mesh.size
+        remedy = f"lower eval.size, which is {tuple(config.eval.size)}, or eval.scales, {tuple(config.eval.scales)}"
+        memory.check_fits(local * of_device if on_cpu else of_device, mesh, "evaluation", remedy)
 
 
 def read_weights(
@@ -249,10 +258,18 @@ def check_score(config: ConfigDict, info: DataInfo) -> None:
 
 
 def open_resident(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> resident.Resident:
-    """The training split decoded on the devices, for `data.on_device`."""
+    """The training split decoded on the devices, for `data.on_device`.
+
+    Raises:
+      UserError: it takes more memory than is free.
+    """
     data, split = config.data, dataset.train_split
     frame = {"crop_size": data.crop_size, "resize_to": tuple(data.resize), "fill": fill_colour(data.mean)}
-    return resident.Resident(dataset.source(split), dataset.sizes(split), mesh, **frame)
+    sizes = dataset.sizes(split)
+    pixels = len(sizes) * math.prod(data.resize) if data.resize else int(np.prod(sizes, axis=1, dtype=np.int64).sum())
+    remedy = "leave data.on_device out, or make images smaller by data.resize"
+    memory.check_fits(4 * pixels, mesh, f"keeping {len(sizes)} images (data.on_device)", remedy)
+    return resident.Resident(dataset.source(split), sizes, mesh, **frame)
 
 
 def train_batches(

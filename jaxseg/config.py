@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxseg import files, forms, protocols
 from jaxseg.data import DATASETS, DataInfo, Dataset, data_info
 from jaxseg.errors import UserError, shown
-from jaxseg.fields import CLASS_WEIGHT, FIELDS, Name, check, shown_value
+from jaxseg.fields import CLASS_WEIGHT, FIELDS, MANY, Name, check, shown_value
 from jaxseg.lookup import lookup, nearest
 from jaxseg.losses import LOSSES
 from jaxseg.models import DTYPES, FAMILIES, check_options, create_model
@@ -259,10 +259,18 @@ def lock(config: ConfigDict) -> ConfigDict:
 
 
 def num_steps(config: ConfigDict, num_images: int) -> int:
-    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill."""
+    """How many steps the run takes: as set, or as many as `train.num_epochs` passes over `num_images` fill.
+
+    Raises:
+      UserError: they are more than steps are counted to.
+    """
     if config.train.num_steps:
         return int(config.train.num_steps)
-    return max(1, int(config.train.num_epochs * epoch_length(config, num_images) / config.data.batch_size))
+    epochs = config.train.num_epochs
+    steps = max(1, int(epochs * epoch_length(config, num_images) / config.data.batch_size))
+    if steps > MANY:
+        raise UserError(f"train.num_epochs is {epochs}: over {num_images} images that is {steps} steps, take fewer")
+    return steps
 
 
 def eval_every(config: ConfigDict, num_images: int) -> int:

@@ -267,6 +267,13 @@ def test_epochs_become_steps(steps, epochs, images, batch, due):
     assert num_steps(config, images) == due
 
 
+def test_more_steps_than_are_counted_are_refused():
+    config = quickstart(train__num_steps=0, train__num_epochs=1e6, data__batch_size=1)
+    assert num_steps(config, 1000) == 10**9
+    with pytest.raises(UserError, match=r"train.num_epochs is 1000000.0"):
+        num_steps(config, 10**6)
+
+
 def test_an_epoch_has_every_variant():
     config = quickstart(train__num_steps=0, train__num_epochs=4.0, data__batch_size=8, data__variants=("flip",) * 6)
     assert num_steps(config, 367) == 1101

@@ -170,6 +170,12 @@ def test_a_network_that_no_memory_holds(tiny, tmp_path):
     assert " GiB" in message and "data.batch_size, which is 2" in message
 
 
+def test_an_evaluation_that_no_memory_holds(tiny, tmp_path):
+    config = tiny.config(eval__protocol="resize", eval__size=(16384,), eval__scales=(1.0, 8.0))
+    message = refused(config, tmp_path / "run")
+    assert " GiB" in message and "eval.size" in message
+
+
 @pytest.mark.parametrize(("batch", "slices"), [(1, 1), (2, 2)])
 def test_a_norm_over_one_value_is_refused_before_the_first_step(batch, slices, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
