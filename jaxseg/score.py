@@ -215,6 +215,18 @@ def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
+def _many_sizes(sizes: np.ndarray, protocol: protocols.Protocol) -> str:
+    """A line where images are padded to more sizes than a split's own padding leaves; '' where they are not."""
+    wanted = pipeline.padding_multiple(sizes)
+    if protocol.name in protocols.FITTING or not 0 < protocol.multiple < wanted:
+        return ""
+    count = len(np.unique(pipeline.padded_sizes(sizes, protocol.multiple), axis=0))
+    return (
+        f"images are padded as the run's are, to {count} sizes, and a program is compiled for each; with "
+        f"--config.eval.multiple={wanted} there are fewer, and scores of that padding"
+    )
+
+
 def eval_run(
     workdir: str | os.PathLike,
     *,
@@ -274,6 +286,8 @@ def eval_run(
         note(line)
     whole = abstract_variables(model, NamedSharding(mesh, P()))
     variables, kind, step = checkpoint.read_variables(workdir, whole, which, note)
+    if line := _many_sizes(dataset.sizes(split), protocol):
+        note(line)
     started = time.perf_counter()
     with tqdm(total=len(dataset.source(split)), unit="image", desc=split, disable=silent or None) as bar:
         result = score_split(config, dataset, split, eval_step, variables, mesh, bar.update)

@@ -29,6 +29,7 @@ from jaxseg.protocols import (
     from_config,
 )
 from jaxseg.published import sums_of_c
+from jaxseg.score import _many_sizes
 from jaxseg.step import create_eval_step, create_mesh, fill_colour
 from jaxseg.views import in_strips, resample
 
@@ -253,6 +254,13 @@ def test_how_an_image_is_padded_does_not_hang_on_the_others():
     assert len(shapes) == 9, "a multiple that is given stays"
     for example in many:
         np.testing.assert_array_equal(predictor(example["images"]), example["preds"])
+
+
+def test_more_padded_sizes_than_a_split_would_have_are_said():
+    sizes = np.array([(33 + 32 * i, 50) for i in range(9)])
+    assert "to 9 sizes" in _many_sizes(sizes, Protocol(multiple=32))
+    for fine in (Protocol(multiple=64), Protocol(), Protocol("center_crop", (64, 64), multiple=32)):
+        assert not _many_sizes(sizes, fine)
 
 
 @pytest.mark.parametrize(("size", "most"), [((70, 45), 1), ((70, 45), 10_000), ((70, 45), 30_000), ((5, 3), 1)])

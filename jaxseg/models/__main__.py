@@ -11,7 +11,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from jaxseg.errors import UserError
+from jaxseg.errors import UserError, printable
 from jaxseg.files import replacing
 from jaxseg.lookup import lookup
 from jaxseg.models import FAMILIES, create_model
@@ -77,4 +77,4 @@ if __name__ == "__main__":
             for line in table(sys.argv[1:] or FAMILIES):
                 print(line, flush=True)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_a_matrix_that_can_not_be_read_is_left_out_and_said_so(write_run):
 def test_any_text_is_escaped(name, value):
     body = sections._scroll(f"<p>{sections.text(value)}</p>", name)
     assert Checked(body).tags == {"div", "p"}
+
+
+def test_nothing_in_a_name_reaches_the_page_raw(write_run):
+    name = "a\x1b[2J\u202e<b>'\"&"
+    folder = write_run(name, class_names=("=sky\r", "\x9b", "<i>"))
+    groups = runs.group(runs.read_runs([folder])[0])
+    text = page.page(groups, runs.rows(groups), [], ["\x1b note"])
+    assert not [char for char in text if char != "\n" and unicodedata.category(char) in ("Cc", "Cf", "Cs")]
+    assert not Checked(text).tags & {"b", "i"}
+    assert "a\\x1b[2J\\u202e&lt;b&gt;" in text
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
