@@ -20,7 +20,7 @@ from jaxseg.data.headers import ORIENTATIONS, SHOWN, STORED, Header
 from jaxseg.data.pictures import Picture, decode_trusted, turned
 from jaxseg.errors import UserError, shown
 
-_BOTH, _SAME = "both", "same"
+BOTH, _SAME = "both", "same"  # sizes of a mask that fit an image's, beside shown and stored
 _DARK = 2**14  # a file of 16 bits with no larger value comes out nearly black
 _TOLD = 3  # names of images that a remark gives
 
@@ -59,7 +59,7 @@ def fit(image: Header, mask: Header, orientation: str, path: object) -> Fit:
     if image.orientation == mask.orientation == 1:
         sizes = ""
     elif len(moved) > 1:
-        sizes = _SAME if image.orientation == mask.orientation else _BOTH
+        sizes = _SAME if image.orientation == mask.orientation else BOTH
     else:
         sizes = SHOWN if all(lying[0]) else STORED
     return Fit(*lying[0], sizes)
@@ -113,7 +113,7 @@ def check_orientation(rows: Sequence[Mapping[str, Any]], orientation: str) -> No
     Raises:
       UserError: names both.
     """
-    stored, both = _named(rows, "sizes", STORED), _named(rows, "sizes", _BOTH)
+    stored, both = _named(rows, "sizes", STORED), _named(rows, "sizes", BOTH)
     if not orientation and stored and both:
         raise UserError(
             f"the masks of {_brief(stored)} fit their images only as these are stored, not as they are shown, and "
@@ -124,7 +124,7 @@ def check_orientation(rows: Sequence[Mapping[str, Any]], orientation: str) -> No
 def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines on what is turned, dark, transparent or has several pages among the images of `facts`."""
     lines = []
-    ways = {sizes: _named(rows, "sizes", sizes) for sizes in (SHOWN, STORED, _BOTH, _SAME)}
+    ways = {sizes: _named(rows, "sizes", sizes) for sizes in (SHOWN, STORED, BOTH, _SAME)}
     if any(ways.values()):
         told = (
             (SHOWN, "turned as shown, for only so the mask fits"),
@@ -133,7 +133,7 @@ def remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 "left as stored, for only so the mask fits; `predict` turns such images unless data.orientation=stored",
             ),
             (_SAME, "turned with their masks, which have the same orientation, unless data.orientation=stored"),
-            (_BOTH, "fit both ways and are turned as shown, unless data.orientation=stored"),
+            (BOTH, "fit both ways and are turned as shown, unless data.orientation=stored"),
         )
         count = sum(map(len, ways.values()))
         parts = [f"{len(ways[way])} {what} ({_brief(ways[way])})" for way, what in told if ways[way]]

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from jaxseg.data.headers import Header, check_png_pixels, read_header
-from jaxseg.data.pictures import load, opencv, tiff_of_16_bits, upright
+from jaxseg.data.pictures import load, one_of_the_large, opencv, tiff_of_16_bits, upright
 
 GREY, PALETTE, COLOURS = "grey", "palette", "colours"
 _MOST = 2**31 - 1
@@ -54,11 +54,14 @@ def decode_mask(data: bytes) -> Mask:
         raise ValueError(f"it is a {header.kind} file, which changes values at edges: a mask must be PNG, TIFF or BMP")
     if header.pages > 1:
         raise ValueError(f"it holds {header.pages} pictures: a mask must be one")
-    if header.kind == "PNG":
-        check_png_pixels(data, header)
-        deep = header.bits == 16 and header.colour != 0
-        return _of_opencv(opencv(data, cv2.IMREAD_UNCHANGED), header) if deep else _of_pillow(data, header)
-    return _tiff(data, header) if header.kind == "TIFF" else _of_pillow(data, header)
+    with one_of_the_large(header):
+        if header.kind == "TIFF":
+            return _tiff(data, header)
+        if header.kind == "PNG":
+            check_png_pixels(data, header)
+            if header.bits == 16 and header.colour != 0:
+                return _of_opencv(opencv(data, cv2.IMREAD_UNCHANGED), header)
+        return _of_pillow(data, header)
 
 
 def packed(rgb: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from jaxseg.data.fitting import encode_png, facts, fit, kept
+from jaxseg.data.fitting import BOTH, encode_png, facts, fit, kept
 from jaxseg.data.headers import ORIENTATIONS, SHOWN, read_header
 from jaxseg.data.info import DataInfo
 from jaxseg.data.layout import (
@@ -186,7 +186,7 @@ class MoNuSeg(FolderRecipe):
             for note in notes:
                 say(f"{shown(pair.labels)}: {note}", self._progress)
             labels = draw(polygons, size, full=self._full)
-            self.facts.append(facts(pair.id, picture))
+            self.facts.append(facts(pair.id, picture, BOTH if picture.header.orientation > 1 else ""))
             kept_data = kept(data, picture, ORIENTATIONS[self.orientation] == SHOWN)
         else:
             mask = read_mask(pair.labels)

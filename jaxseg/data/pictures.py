@@ -87,7 +87,7 @@ def decode(data: bytes) -> Picture:
     picture = examine(data)
     if picture.pixels is not None:
         return picture
-    with _one_of_the_large(picture.header):
+    with one_of_the_large(picture.header):
         return replace(picture, pixels=decode_trusted(data))
 
 
@@ -100,7 +100,7 @@ def examine(data: bytes) -> Picture:
       ValueError: it is broken, cut short, of a kind that is not read, or has more pixels than `most_pixels()`.
     """
     header = read_header(data)
-    with _one_of_the_large(header):
+    with one_of_the_large(header):
         if header.kind == "TIFF":
             return _tiff(data, header)
         if header.kind == "PNG":
@@ -112,7 +112,8 @@ def examine(data: bytes) -> Picture:
         return Picture(None, header)
 
 
-def _one_of_the_large(header: Header):
+def one_of_the_large(header: Header) -> contextlib.AbstractContextManager:
+    """A context in which one large picture or mask is decoded at a time, and small ones at will."""
     return _one_at_a_time if header.width * header.height > _LARGE else contextlib.nullcontext()
 
 

@@ -135,6 +135,7 @@ def test_what_is_wrong_is_named(folder):
     write_mask(folder / "test" / "masks" / "x.png", np.zeros((256, 383), bool))
     fails(r"x\.png: it is 256x383 \(height x width\) and its image .*x\.jpg 256x384")
     write_jpeg(folder / "test" / "images" / "x.jpg", picture(0, 255, 384))
+    write_mask(folder / "test" / "masks" / "x.png", np.zeros((255, 384), bool))
     fails(r"x\.jpg is 255x384: at least 256x256 are due, the size of a patch")
     shutil.rmtree(folder / "train" / "images")
     fails(r"no images of the split 'train': they are due in train or MoNuSeg 2018 .*--config\.data\.dir=FOLDER")
