@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import saved, steps
+from helpers import assert_same_run, saved, steps
 
-from jaxseg.checkpoint import Checkpoints, has_any
+from jaxseg import checkpoint
+from jaxseg.checkpoint import Checkpoints, has_any, read_variables
 from jaxseg.errors import UserError
 from jaxseg.state import TrainState
 from jaxseg.train import train
@@ -261,6 +263,121 @@ def test_a_run_with_a_damaged_checkpoint_starts_anew_once_it_is_moved_away(finis
     train(tiny.config(), finished_copy, log=lambda line: None)
     left, right = saved(finished_copy, "latest"), saved(finished, "latest")
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def flip(path, place, bit=0):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("item", ["variables", "optimizer", "progress"])
+def test_a_flipped_bit_is_named_and_one_in_what_is_not_read_is_harmless(item, tmp_path):
+    write(tmp_path, ("best", 4), ("latest", 6))
+    for kind, step in (("best", 4), ("latest", 6)):
+        folder = tmp_path / "checkpoints" / kind / str(step)
+        flip(largest(folder / item), 9, 3)
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
+            checkpoints.restore(a_state(0), kind)
+        assert str(folder) in str(error.value) and largest(folder / item).name in str(error.value)
+        if item == "variables":
+            with pytest.raises(UserError, match=f"{kind}/{step}"):
+                read_variables(tmp_path, a_state(0).variables, kind)
+        else:
+            assert_equal(read_variables(tmp_path, a_state(0).variables, kind)[0], a_state(step).variables)
+
+
+def test_a_checkpoint_under_another_step_or_without_its_list_is_refused(tmp_path):
+    write(tmp_path, ("latest", 6))
+    folder = (tmp_path / "checkpoints" / "latest" / "6").rename(tmp_path / "checkpoints" / "latest" / "7")
+    with pytest.raises(UserError, match=r"latest/7 .*step 6"):
+        read_variables(tmp_path, a_state(0).variables, "latest")
+    folder = folder.rename(folder.with_name("6"))
+    (folder / "B2SUMS").unlink()
+    with pytest.raises(UserError, match=r"latest/6 .*B2SUMS is missing"):
+        read_variables(tmp_path, a_state(0).variables, "latest")
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read_with_a_word(tmp_path):
+    write(tmp_path, ("latest", 6))
+    folder, lines = tmp_path / "checkpoints" / "latest" / "6", []
+    for name in ("B2SUMS", "_CHECKPOINT_METADATA"):
+        (folder / name).unlink()
+    variables, *found = read_variables(tmp_path, a_state(0).variables, "best", lines.append)
+    assert_equal(variables, a_state(6).variables)
+    assert found == ["latest", 6] and len(lines) == 1 and str(folder) in lines[0]
+
+
+def test_the_list_is_there_when_the_checkpoint_gets_its_name(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save("latest", a_state(step, 2**20), some_progress(step))
+            folder = tmp_path / "checkpoints" / "latest" / str(step)
+            while not folder.exists():
+                pass
+            assert (folder / "B2SUMS").exists()
+
+
+def test_the_best_takes_the_place_of_a_damaged_latest_where_the_user_says_so(finished, finished_copy, tiny):
+    latest = finished_copy / "checkpoints" / "latest" / "12"
+    flip(largest(latest / "optimizer"), 100)
+    with pytest.raises(UserError, match=r"latest/12 .*best \(8\).*--best_if_damaged"):
+        train(tiny.config(), finished_copy, log=lambda line: None)
+    lines = []
+    train(tiny.config(), finished_copy, log=lines.append, best_if_damaged=True)
+    assert "going on from step 8" in lines
+    assert_same_run(finished_copy, finished)
+    assert [path.name for path in (finished_copy / "checkpoints" / "damaged").iterdir()] == ["latest-12"]
+    flip(largest(finished_copy / "checkpoints" / "latest" / "12" / "progress"), 20)
+    flip(largest(finished_copy / "checkpoints" / "best" / "8" / "variables"), 100)
+    with pytest.raises(UserError, match=r"best/8"):
+        train(tiny.config(), finished_copy, log=lambda line: None, best_if_damaged=True)
+
+
+def test_a_reader_beside_a_run_takes_the_next_checkpoint(tmp_path):
+    """The run saves as fast as it can, so that what is read is rotated away again and again."""
+    write(tmp_path, ("latest", 1), ("best", 1))
+    ended, seen = threading.Event(), []
+
+    def run():
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in range(2, 12):
+                for kind in ("latest", "best"):
+                    checkpoints.save(kind, a_state(step), some_progress(step))
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not ended.is_set():
+        for which in ("latest", "best"):
+            variables, kind, step = read_variables(tmp_path, a_state(0).variables, which)
+            assert kind == which
+            assert_equal(variables, a_state(step).variables)
+            seen.append(step)
+    thread.join()
+    assert len(set(seen)) > 2
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_gives_way_to_the_next(tmp_path, monkeypatch):
+    write(tmp_path, ("latest", 6))
+    restore, calls = checkpoint._restore, []
+
+    def rotated(folder, like):
+        calls.append(folder)
+        if len(calls) == 1:
+            write(tmp_path, ("latest", 7))
+        return restore(folder, like)
+
+    monkeypatch.setattr(checkpoint, "_restore", rotated)
+    variables, _, step = read_variables(tmp_path, a_state(0).variables, "latest")
+    assert step == 7 and len(calls) == 2
+    assert_equal(variables, a_state(7).variables)
+    with pytest.raises(UserError, match=r"no checkpoint '6'"):
+        read_variables(tmp_path, a_state(0).variables, "6")
 
 
 def other_shape(state):
