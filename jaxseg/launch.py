@@ -165,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m jaxseg.launch",
         usage="%(prog)s --num_processes=N [--max_restarts=N] -- --config=... [flags of jaxseg.main]",
-        description="Trains one run in several processes on this machine, and starts it again where one is lost.",
+        description="Trains one run in several processes on this machine, and starts it again where one is lost. "
+        "SIGTERM, Ctrl-C and a closed terminal ask all to save and end; a third signal ends them at once.",
     )
     parser.add_argument("--num_processes", type=int, required=True, help="how many; each gets its part of the devices")
     parser.add_argument("--max_restarts", type=int, default=3, help="how often a run is started again (default: 3)")

@@ -1,4 +1,9 @@
-"""The command line: `python -m jaxseg.main --config=configs/quickstart.py`."""
+"""The command line: `python -m jaxseg.main --config=configs/quickstart.py`.
+
+SIGTERM, Ctrl-C and a terminal that is closed (not under nohup) save a run and end it, with status 128 and the signal's
+number; a second signal changes nothing, a third, more than a second after the first, ends it at once without saving. A
+standard output or error that is closed, full or not read ends nothing.
+"""
 
 import contextlib
 import inspect
@@ -51,7 +56,8 @@ SPLIT = flags.DEFINE_string(
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "With several processes: HOST:PORT of process 0, the same for all. SLURM, Open MPI, Kubernetes and TPU pods tell "
+    "With several processes: HOST:PORT of process 0, the same for all; who connects there and does not know what "
+    "process 0 wrote into the workdir, which all share, is turned away. SLURM, Open MPI, Kubernetes and TPU pods tell "
     "this and the two below by themselves.",
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "With several processes: how many.")
