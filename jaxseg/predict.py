@@ -112,6 +112,7 @@ def predict_files(
     from jaxseg import figures
     from jaxseg.data import fitting
 
+    lookup(ORIENTATIONS, orientation, "orientation of images")
     source_path, output_path = pathlib.Path(source), pathlib.Path(output)
     if source_path.is_dir():
         try:

@@ -140,7 +140,10 @@ def _jpeg(data: bytes) -> Header:
     # Up to the first scan: whatever lies behind is the pixels' or another picture's.
     while True:
         if data[place] != 0xFF:
-            raise IndexError
+            # Bytes that belong to nothing are passed over, as every decoder does.
+            place = data.find(b"\xff", place)
+            if place < 0:
+                raise IndexError
         marker = data[place + 1]
         if marker == 0xFF:
             place += 1
