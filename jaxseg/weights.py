@@ -103,7 +103,6 @@ def of_run(
             f"weights: {name} is a run of {_kind(theirs)}, and the model here is {_kind(model)}: make it the same, "
             f"with all options by --config={configs.__file__}:{name}"
         )
-    differ = _differing(theirs, model, may_differ, name)
     flat = flatten_dict(jax.tree.map(np.asarray, run.variables))
     ours, as_ours = (flatten_dict(abstract_variables(m)) for m in (model, theirs.clone(num_classes=model.num_classes)))
     others = flatten_dict(abstract_variables(theirs.clone(num_classes=theirs.num_classes + 1)))
@@ -116,8 +115,16 @@ def of_run(
         if path not in auxiliary
         and (path not in ours or path not in as_ours or ours[path].shape != as_ours[path].shape)
     ]
+    differ = _differing(theirs, model)
     if faults:
-        raise UserError(f"weights: {name} is a run of another form of {_kind(theirs)}: {', '.join(faults[:3])}")
+        told = [f"{option} is {there} there and {here} here" for option, (there, here) in differ.items()] or faults[:3]
+        raise UserError(
+            f"weights: {name} is a run of another form of {_kind(theirs)}, {', '.join(told)}: make the model with its "
+            f"options, as jaxseg.load('{name}').model.clone(num_classes={model.num_classes}) has them"
+        )
+    pretrained.check_may_differ(model, may_differ)
+    if differ.keys() - set(may_differ):
+        raise UserError(f"weights: {name} is a run of {_kind(model)}, but {pretrained.refused(differ, may_differ)}")
     report = []
     if run.info.num_classes != model.num_classes:
         report.append(
@@ -133,7 +140,7 @@ def of_run(
     if auxiliary:
         what = "left out" if getattr(theirs, "aux_head", False) else "not there: initialised anew"
         report.append(f"the auxiliary head's {len(auxiliary)} tensors are {what}")
-    report += [f"{option} is {here} here and {there} there: allowed by may_differ" for option, there, here in differ]
+    report += [f"{option} is {b} here and {a} there: allowed by may_differ" for option, (a, b) in differ.items()]
     tensors = {path: tensor for path, tensor in flat.items() if path in ours and path not in heads}
     first = f"{len(tensors)} tensors of {_kind(theirs)} from step {run.step} of the run {name}"
     return Weights(tensors, tuple(run.mean), tuple(run.std), (first, *report))
@@ -165,18 +172,10 @@ def _options(model: nn.Module) -> dict[str, Any]:
     return named
 
 
-def _differing(theirs: nn.Module, ours: nn.Module, may_differ: Collection[str], run: str) -> list[tuple[str, Any, Any]]:
-    """The options in which two networks of one kind differ: name, theirs, ours.
-
-    Raises:
-      UserError: one of them is not in `may_differ`, or that names none.
-    """
+def _differing(theirs: nn.Module, ours: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The options in which two networks of one kind differ: theirs and ours."""
     there, here = _options(theirs), _options(ours)
-    pretrained.check_may_differ(ours, may_differ)
-    differ = {name: (there[name], here[name]) for name in there if there[name] != here[name]}
-    if differ.keys() - set(may_differ):
-        raise UserError(f"weights: {run} is a run of {_kind(ours)}, but {pretrained.refused(differ, may_differ)}")
-    return [(name, *pair) for name, pair in differ.items()]
+    return {name: (there[name], here[name]) for name in there if there[name] != here[name]}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -306,7 +306,7 @@ def test_what_is_named_may_differ_and_is_said(finished, tiny):
     assert len(found.tensors) == len(paths_of(jaxseg.load(finished).variables))
     assert any(option in line for line in found.report)
     # No name makes other shapes fit.
-    with pytest.raises(UserError, match="params/head/kernel"):
+    with pytest.raises(UserError, match="width is 8 there and 4 here"):
         weights_for(Tiny(TinyBackbone(), 11, width=4), finished, ["width"])
 
 

@@ -16,6 +16,7 @@ from jaxseg.losses import cross_entropy
 from jaxseg.models import FAMILIES
 from jaxseg.models.backbones import BACKBONES
 from jaxseg.models.pretrained import BACKBONE_LAYOUTS, MODEL_LAYOUTS, backbone_name, export_weights, load_pretrained
+from jaxseg.models.pretrained.entries import option
 
 NUM_CLASSES = 5
 AUX_WEIGHT = 0.4
@@ -71,7 +72,8 @@ def check_logits(ours, theirs, *shapes: tuple[int, int, int], tolerance: float =
 
     Returns the variables, and the largest error.
     """
-    variables = load_pretrained(ours, arrays(theirs.eval().state_dict()), log=lambda line: None)
+    tensors = arrays(theirs.eval().state_dict())
+    variables = load_pretrained(ours, tensors, may_differ=chosen(ours), log=lambda line: None)
     run, worst = jax.jit(lambda variables, images: apply(ours, variables, images)), 0.0
     for i, shape in enumerate(shapes):
         images = pictures(*shape, channels=ours.in_channels, seed=i)
@@ -85,6 +87,17 @@ def check_logits(ours, theirs, *shapes: tuple[int, int, int], tolerance: float =
         known, reference = DIFFERENCES.setdefault(name_of(ours), {}), f"{library} {type(theirs).__name__}"
         known[reference] = max(worst, known.get(reference, 0.0))
     return variables, worst
+
+
+def chosen(ours) -> list[str]:
+    """Options of ours that a library has other defaults for and lets its users choose; theirs is built with ours."""
+    layouts = [layout for find in MODEL_LAYOUTS.values() if (layout := find(ours))]
+    return [
+        name
+        for layout in layouts
+        for name in layout.choices
+        if name in layout.form and layout.form[name] != option(ours, name)
+    ]
 
 
 def name_of(ours) -> str:
@@ -101,8 +114,9 @@ def check_export(ours, variables, theirs, layout: str, folder):
     import torch
 
     before = arrays(theirs.state_dict())
-    export_weights(ours, variables, folder / "exported.safetensors", layout=layout)
-    tensors = load_file(folder / "exported.safetensors")
+    path = folder / "exported.safetensors"
+    export_weights(ours, variables, path, layout=layout, may_differ=chosen(ours))
+    tensors = load_file(path)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, before[name], err_msg=name)
     theirs.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
@@ -150,7 +164,7 @@ def check_training_step(ours, theirs, shape: tuple[int, int, int], layout: str, 
         kept = (1 - momentum) * before[f"{name}.running_var"].numpy()
         due[f"{name}.running_var"] = kept + (due[f"{name}.running_var"] - kept) * (n - 1) / n
 
-    variables = load_pretrained(ours, arrays(before), log=lambda line: None)
+    variables = load_pretrained(ours, arrays(before), may_differ=chosen(ours), log=lambda line: None)
     paths, entries = flatten_dict(variables).keys(), MODEL_LAYOUTS[layout](ours).entries
     due = {entry.path: entry.to_ours(due[entry.name]) for entry in entries if entry.path in paths}
     wide = {"dtype": jnp.dtype("float64")}
