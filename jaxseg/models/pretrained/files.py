@@ -6,6 +6,7 @@ run, and what has a checksum (a zip of PyTorch's) is held against it. What is re
 by the tensor's.
 """
 
+import itertools
 import json
 import math
 import os
@@ -86,7 +87,7 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             f"weights: {shown(path)} needs PyTorch to be read (pip install torch), or safetensors.torch.save_file to "
             "bring it to .safetensors where it was made"
         ) from error
-    _check_zip(path)
+    in_a_zip = _check_zip(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -115,26 +116,36 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             f"weights: {shown(path)} holds no state dict: tensors by name are due, plain or below 'state_dict' or "
             "'model'"
         )
-    tensors, left = {}, MOST_BYTES
+    tensors, left, places = {}, MOST_BYTES, {}
     for name, tensor in loaded.items():
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+            raise _refused(path, name, f"is no dense tensor ({tensor.layout}, {tensor.device})")
+        left -= tensor.numel() * tensor.element_size()
+        if left < 0 or not _is_dense(tensor):
+            raise _refused(path, name, f"says {list(tensor.shape)} by strides of {tensor.stride()}, and holds less")
+        # Before PyTorch 1.6 nothing in a file was checked: a flipped bit gives one tensor the place of another.
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        if not in_a_zip and tensor.numel() and places.setdefault(place, name) != name:
+            raise _refused(path, name, f"has the values of {shown(places[place])}: the file is damaged")
         try:
-            if tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu":
-                size = tensor.numel() * tensor.element_size()
-                left -= size
-                if size > tensor.untyped_storage().nbytes():
-                    raise _refused(path, name, f"says {list(tensor.shape)}, more than the file holds of it")
-            if left < 0:
-                raise _too_large(path)
             tensors[name] = as_array(tensor)
-        except (TypeError, RuntimeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise _refused(path, name, f"is no dense tensor of floats ({str(error).split('. ')[0]})") from error
+        except (TypeError, RuntimeError) as error:
+            raise _refused(path, name, f"is {tensor.dtype}; floats of 16, 32 or 64 bits are read") from error
     return tensors
 
 
-def _check_zip(path: pathlib.Path) -> None:
-    """What PyTorch does not look at in a zip of its own: the checksums, and how much is packed in it.
+def _is_dense(tensor) -> bool:
+    """Whether each value of a tensor of PyTorch's has a place of its own and none lies between."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):
+        if stride != expected:
+            return not tensor.numel()
+        expected *= size
+    return True
+
+
+def _check_zip(path: pathlib.Path) -> bool:
+    """Whether a file is a zip; in that what PyTorch does not look at: the checksums, and how much is packed.
 
     Raises:
       UserError: a checksum is wrong, or it unpacks to more than `MOST_BYTES`.
@@ -148,13 +159,14 @@ def _check_zip(path: pathlib.Path) -> None:
     except UserError:
         raise
     except zipfile.BadZipFile:
-        return  # PyTorch says what it thinks of it: before 1.6 its files were none
+        return False  # PyTorch says what it thinks of it: before 1.6 its files were none
     except Exception as error:  # zipfile raises whatever its decoders do
         raise _unreadable(path, "a PyTorch checkpoint", error) from error
     if damaged:
         raise UserError(
             f"weights: {shown(path)} is damaged: the checksum of {shown(damaged)} is wrong; fetch or copy it again"
         )
+    return True
 
 
 def as_array(tensor: Any) -> np.ndarray:
@@ -193,12 +205,17 @@ def read_keras(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             for name, kind in _links(file):
                 if kind not in (h5py.HardLink, h5py.SoftLink):
                     raise _refused(path, name, "is a link to another file")
-            left = MOST_BYTES
+            left, taken = MOST_BYTES, {}
             for layer, datasets, names in _keras_layers(file):
                 for name, dataset in zip(names, datasets, strict=True):
                     if fault := _fault(dataset, h5py):
                         raise _refused(path, f"{layer}/{name}", fault)
                     left -= dataset.nbytes
+                    # The format has no checksums: a flipped bit in an address gives a tensor the place of others.
+                    start = dataset.id.get_offset()
+                    if start is not None and dataset.nbytes:
+                        # By object: a link gives one twice.
+                        taken[h5py.h5o.get_info(dataset.id).addr] = (start, start + dataset.nbytes, f"{layer}/{name}")
                 if left < 0:
                     raise _too_large(path)
                 variables = [np.asarray(dataset) for dataset in datasets]
@@ -207,6 +224,9 @@ def read_keras(path: str | pathlib.Path) -> dict[str, np.ndarray]:
                     if f"{layer}/{name}" in tensors:
                         raise ValueError(f"two tensors are called {layer}/{name}")
                     tensors[f"{layer}/{name}"] = tensor
+            for (_, end, _), (start, _, name) in itertools.pairwise(sorted(taken.values())):
+                if start < end:
+                    raise _refused(path, name, "lies where another one does: the file is damaged")
     except UserError:
         raise
     except Exception as error:  # of whatever type the place in the file where HDF5 stumbles has
@@ -229,6 +249,9 @@ def _fault(dataset, h5py) -> str:
         return "is no dataset"
     if dataset.shape is None or dataset.dtype.kind not in "fiub":
         return f"holds {'nothing' if dataset.shape is None else dataset.dtype}, numbers are due"
+    # Other floats, of another bias say, HDF5 converts.
+    if dataset.dtype.kind == "f" and not any(dataset.id.get_type() == kind for kind in _ieee(h5py)):
+        return "holds floats of another kind than IEEE's of 16, 32 and 64 bits"
     if dataset.external or dataset.is_virtual:
         return "lies in another file"
     if dataset.nbytes > MOST_BYTES:
@@ -240,6 +263,10 @@ def _fault(dataset, h5py) -> str:
         written = dataset.id.get_storage_size() >= dataset.nbytes
     # HDF5 gives zeros for it.
     return "" if written else f"says {list(dataset.shape)}, and not all of it was ever written"
+
+
+def _ieee(h5py) -> list:
+    return [getattr(h5py.h5t, f"IEEE_F{bits}{order}") for bits in (16, 32, 64) for order in ("LE", "BE")]
 
 
 def _keras_layers(file) -> Iterator[tuple[str, list[Any], list[str]]]:
