@@ -46,6 +46,9 @@ BY_CONTENT = ("data.dir", "data.version")
 # Beyond these no machine holds a batch, or an image that is brought to a size.
 MOST_PIXELS_OF_A_BATCH, MOST_PIXELS_OF_AN_IMAGE = 2**30, 2**27
 
+# Greatest rate of optimizers whose steps are as large whatever the gradient is; and of SGD, times the losses' weights.
+MOST_RATE, MOST_SGD = 0.3, 10
+
 # Fields that the step of the second stage knows nothing of, and their defaults.
 WHEN_REFINING = {
     **{f"loss.{name}": 0.0 for name in LOSSES},
@@ -124,6 +127,7 @@ def validate(config: ConfigDict) -> None:
             f"train.num_steps is {flat['train.num_steps']} and train.num_epochs {flat['train.num_epochs']}: set one of "
             "them and leave the other 0"
         )
+    _check_rate(flat)
     class_weights(config)
     build_model(config, num_classes=1)
     crop = config.data.crop_size
@@ -169,6 +173,23 @@ def check_fields(config: ConfigDict) -> dict[str, Any]:
         elif field.startswith("published.") and not isinstance(value, str | int | float):
             raise UserError(f"{shown(field)} is {shown_value(value)}: it must be text or a number")
     return flat
+
+
+def _check_rate(flat: Mapping[str, Any]) -> None:
+    """Refuses a first step so large that the second loss may be no number, in a network without norms."""
+    field = f"optim.learning_rate is {flat['optim.learning_rate']}"
+    rate = flat["optim.learning_rate"] * max(1, flat["optim.backbone_lr_scale"])
+    if flat["optim.name"] != "sgd" and rate > MOST_RATE:
+        raise UserError(
+            f"{field} (optim.backbone_lr_scale {flat['optim.backbone_lr_scale']}): with {flat['optim.name']}, which "
+            f"moves every weight by about as much a step, it must be at most {MOST_RATE}"
+        )
+    weights = sum(flat[f"loss.{name}"] for name in LOSSES)
+    if flat["optim.name"] == "sgd" and rate * weights > MOST_SGD:
+        raise UserError(
+            f"{field} (optim.backbone_lr_scale {flat['optim.backbone_lr_scale']}), and the losses' weights are "
+            f"{weights:g} together: with sgd the product must be at most {MOST_SGD}"
+        )
 
 
 def _check_pixels(config: ConfigDict) -> None:

@@ -217,7 +217,7 @@ FIELDS: dict[str, Any] = {
     "data.jitter": Number(0, 2),
     "data.stain": _SHARE,
     "data.mean": Several(Number(0, 1), 3, 3, "three numbers, of red, green and blue over 255", or_none=True),
-    "data.std": Several(Number(1e-3, 10), 3, 3, "three numbers, of red, green and blue over 255", or_none=True),
+    "data.std": Several(Number(3e-3, 10), 3, 3, "three numbers, of red, green and blue over 255", or_none=True),
     "data.on_device": Flag(),
     "data.workers": whole(0, 256),
     "model.name": Name("model", "jaxseg.models:FAMILIES"),
@@ -356,7 +356,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "PlainUNet": {
         "width": _CHANNELS,
         "depth": whole(1, 6),
-        "convs": whole(1, 16),
+        "convs": whole(1, 4),
         "batch_norm": Flag(),
         "conv_bias": Flag(),
         "upsampling": Choice(("transposed", "nearest", "bilinear")),

@@ -132,6 +132,9 @@ def test_a_value_of_another_form_is_refused_by_name(field):
         {"eval.protocol": "slide", "eval.size": (1_000_000,)},
         {"optim.plateau_factor": 1e-300},
         {"optim.learning_rate": 1e30},
+        {"optim.learning_rate": 1.0},
+        {"optim.learning_rate": 0.1, "optim.name": "adamw", "optim.backbone_lr_scale": 10},
+        {"optim.learning_rate": 0.5, "optim.name": "sgd", "loss.dice": 50.0},
         {"optim.momentum": 1.0},
         {"optim.weight_decay": 1e308},
         {"optim.clip_norm": math.inf},
@@ -438,11 +441,11 @@ def test_the_config_flag_gives_file_and_argument():
 
 
 def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
-    config = quickstart(optim__learning_rate=0.5).to_dict()
+    config = quickstart(optim__learning_rate=0.05).to_dict()
     del config["loss"]["auxiliary"], config["refine"], config["optim"]["momentum"]
     (tmp_path / files.CONFIG).write_text(json.dumps(config))
     found = configs.read(tmp_path)
     assert found.loss.auxiliary == FIELDS["loss.auxiliary"]
-    assert (found.refine.width, found.optim.learning_rate) == (FIELDS["refine.width"], 0.5)
-    assert flatten(found) == flatten(quickstart(optim__learning_rate=0.5))
+    assert (found.refine.width, found.optim.learning_rate) == (FIELDS["refine.width"], 0.05)
+    assert flatten(found) == flatten(quickstart(optim__learning_rate=0.05))
     validate(found)
