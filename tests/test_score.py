@@ -198,8 +198,6 @@ def test_only_the_split_that_is_scored_is_needed_of_other_data_sets(finished_cop
     ("values", "text", "due"),
     [
         ((7, 8), "", [0, 1]),  # fewer classes than the run has
-        ((7, 0), "", [0]),
-        ((0, 1), "names: [road, tree]", [0, 2]),
         ((3, 5), "names: {5: road, 3: tree}", [0, 2]),
         ((7, 8, 9), "ignore: 9", [0, 1]),
     ],
