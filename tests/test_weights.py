@@ -10,6 +10,7 @@ from helpers import Tiny, TinyBackbone, at_step, rows, saved, steps
 from safetensors.numpy import save_file
 
 import jaxseg
+from configs import default
 from jaxseg import build, score
 from jaxseg import config as configs
 from jaxseg.errors import UserError
@@ -327,3 +328,15 @@ def test_a_loaded_run_can_be_applied_by_hand(finished, tiny):
     run, image = jaxseg.load(finished), np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     logits = run.model.apply(run.variables, normalise(image[None], run.mean, run.std), train=False)
     np.testing.assert_allclose(jax.nn.softmax(logits)[0], run(image, probabilities=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(("argument", "due"), [("resnet50,shapes", True), ("vgg16,shapes", None)])
+def test_a_run_of_fcn_from_before_keeps_its_dilation(argument, due, tmp_path):
+    config = default.for_data("fcn", argument, ("resnet50", "shapes"))
+    config.data.mean, config.data.std = MEAN, STD
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert "dilate_first_block" not in configs.read(tmp_path).model.backbone_options
+    written = json.loads((tmp_path / "config.json").read_text())
+    del written["model"]["may_differ"]
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert configs.read(tmp_path).model.backbone_options.get("dilate_first_block") is due
