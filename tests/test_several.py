@@ -322,7 +322,7 @@ def test_processes_of_different_configs_are_told_apart(workplace, tmp_path):
 def folders(tmp_path, names: tuple[str, str]) -> list[pathlib.Path]:
     """Two machines' folders of the same images and masks; their classes' names may differ."""
     there = []
-    for number, second in enumerate(names):
+    for number, classes in enumerate(names):
         folder = tmp_path / f"machine{number}" / "data"
         for split in ("train", "val"):
             for i in range(4):
@@ -331,7 +331,7 @@ def folders(tmp_path, names: tuple[str, str]) -> list[pathlib.Path]:
                 for kind, pixels in (("images", rng.integers(0, 255, (32, 32, 3), np.uint8)), ("masks", mask)):
                     (folder / kind / split).mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels).save(folder / kind / split / f"{i}.png")
-        (folder / "classes.yaml").write_text(f"names: [background, {second}]\n")
+        (folder / "classes.yaml").write_text(f"names: [{classes}]\n")
         there.append(folder)
     return there
 
@@ -351,16 +351,16 @@ def start_elsewhere(workplace, there: list[pathlib.Path], *more: str, **override
 
 
 def test_processes_whose_classes_have_other_names_do_not_start(workplace, tmp_path):
-    there = folders(tmp_path, ("red", "blue"))
+    there = folders(tmp_path, ("blue, red", "red, blue"))
     started = start_elsewhere(workplace, there, f"--workdir={tmp_path / 'run'}", train__best="iou/red")
     for status, _, err in ends(started):
-        assert re.search(r"process 1 .* in its classes: class 1 is blue and not red", one_error(status, err))
+        assert re.search(r"process 1 .* in its classes: class 0 is red and not blue", one_error(status, err))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.nightly
 def test_the_first_record_that_differs_is_named_in_training_and_scoring(workplace, tmp_path):
-    there = folders(tmp_path, ("red", "red"))
+    there = folders(tmp_path, ("blue, red", "blue, red"))
     workdir = f"--workdir={tmp_path / 'run'}"
     results = ends(start_elsewhere(workplace, there, workdir, train__best="iou/red", train__num_steps=4))
     assert [status for status, _, _ in results] == [0, 0], results
