@@ -99,7 +99,7 @@ def test_counts_on_expanded_features_are_those_of_the_rebuilt_network():
 
 
 def test_a_depth_that_can_not_be_is_refused():
-    with pytest.raises(UserError, match="depth is 2: it must be 3, 4 or 5"):
+    with pytest.raises(UserError, match="depth .*is 2.*3, 4, 5"):
         shapes(deeplabv3(depth=2))
     with pytest.raises(UserError, match="aux_feature is 3, and depth 3: it must be less"):
         shapes(deeplabv3(depth=3, aux_head=True))
@@ -153,11 +153,11 @@ def test_other_forms_are_not_given_the_names_of_a_library_that_has_them_not(opti
 
 @pytest.mark.parametrize("fields", [{"depth": 4}, {"rates": (6, 12)}, {"aspp_out": False}])
 def test_other_forms_of_deeplabv3_are_not_given_the_names_of_a_library_that_has_them_not(fields):
-    assert torchvision.model_layout(deeplabv3()) is not None
+    assert torchvision.model_layout(deeplabv3("resnet50")) is not None
     assert smp.model_layout(deeplabv3()) is not None
     assert smp.model_layout(deeplabv3(**fields)) is None
     # Any number of rates is one of torchvision's own.
-    assert (torchvision.model_layout(deeplabv3(**fields)) is not None) == ("rates" in fields)
+    assert (torchvision.model_layout(deeplabv3("resnet50", **fields)) is not None) == ("rates" in fields)
 
 
 @pytest.mark.parametrize(("depth", "stride"), [(5, 32), (4, 16), (3, 8)])
