@@ -99,7 +99,7 @@ def test_counts_on_expanded_features_are_those_of_the_rebuilt_network():
 
 
 def test_a_depth_that_can_not_be_is_refused():
-    with pytest.raises(UserError, match="depth .*is 2.*3, 4, 5"):
+    with pytest.raises(UserError, match=r"depth .*is 2.*3, 4, 5"):
         shapes(deeplabv3(depth=2))
     with pytest.raises(UserError, match="aux_feature is 3, and depth 3: it must be less"):
         shapes(deeplabv3(depth=3, aux_head=True))
