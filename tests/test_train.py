@@ -610,7 +610,9 @@ def test_a_run_that_saved_nothing_may_change_its_config(tiny, tmp_path, monkeypa
 @pytest.mark.slow
 def test_kills_at_any_moment_change_no_bit(tiny, tmp_path):
     kills = int(os.environ.get("JAXSEG_KILLS", "2"))  # .ci/nightly has twenty
-    config = tiny.config(**FEATURES | {"train__num_steps": 60, "train__eval_every": 7, "train__patience": 7})
+    num_steps = max(60, 12 * kills)
+    fields = {"train__num_steps": num_steps, "train__eval_every": 7, "train__patience": num_steps}
+    config = tiny.config(**FEATURES | fields)
     train(config, tmp_path / "unbroken", log=lambda line: None)
     chance = random.Random(0)
     arguments = ["jaxseg.main", *flags_of(config), f"--workdir={tmp_path / 'killed'}"]
@@ -624,9 +626,10 @@ def test_kills_at_any_moment_change_no_bit(tiny, tmp_path):
     reached = []
     for _ in range(kills):
         process = tiny.start(*arguments, before=before)
-        wanted = chance.randint(1, max(1, 20 // kills))
+        # Rows, of two steps each: far enough, most of the time, for a checkpoint that was not there at the start.
+        wanted = chance.randint(1, max(4, 20 // kills))
         for line in process.stdout:
-            if found := re.match(r"step (\d+)/60 ", line):
+            if found := re.match(rf"step (\d+)/{num_steps} ", line):
                 wanted -= 1
                 if not wanted:
                     reached.append(int(found[1]))
