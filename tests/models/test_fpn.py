@@ -83,10 +83,10 @@ def test_logits_of_keras_form_are_as_large_as_the_images(image_size):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"merge": "sum"}, r"unknown merge 'sum'.*add.*cat"),
-        ({"norm": "layer"}, r"unknown norm 'layer'.*batch, group"),
-        ({"upsampling": "cubic"}, r"unknown upsampling 'cubic'.*bilinear, nearest"),
-        ({"finest": 3}, "finest is 3: it must be 1 or 2"),
+        ({"merge": "sum"}, r"merge .*'sum'.*add.*cat"),
+        ({"norm": "layer"}, r"norm .*'layer'.*group, batch"),
+        ({"upsampling": "cubic"}, r"upsampling .*'cubic'.*bilinear, nearest"),
+        ({"finest": 3}, "finest .*is 3: .*1, 2"),
     ],
 )
 def test_what_there_is_not_is_refused_with_what_there_is(fields, words):

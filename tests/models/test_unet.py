@@ -99,8 +99,8 @@ def test_plain_logits_are_as_large_as_the_images(image_size, fields):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"upsampling": "cubic"}, "upsampling is 'cubic'.*transposed, nearest, bilinear"),
-        ({"depth": 7}, "depth is 7: it must be from 1 to 6 poolings"),
+        ({"upsampling": "cubic"}, "upsampling .*'cubic'.*transposed, nearest, bilinear"),
+        ({"depth": 7}, "depth .*is 7: .*1 to 6"),
     ],
 )
 def test_a_plain_network_that_can_not_be_is_refused(fields, words):
